@@ -7,6 +7,6 @@ here and their hook in ``edge_atp.hf``.
 """
 
 from edge_atp.pruning.base import Pruner
-from edge_atp.pruning.registry import available, load
+from edge_atp.pruning.registry import available, load, option_names
 
-__all__ = ["Pruner", "available", "load"]
+__all__ = ["Pruner", "available", "load", "option_names"]

@@ -22,6 +22,15 @@ def available() -> tuple[str, ...]:
     return tuple(sorted(n for n in names if n not in _INFRASTRUCTURE and not n.startswith("_")))
 
 
+def option_names(name: str) -> tuple[str, ...]:
+    """Names of the options that the method ``name`` takes.
+
+    Raises:
+        ConfigError: unknown method; lists the choices.
+    """
+    return tuple(field.name for field in dataclasses.fields(_method(name)))
+
+
 def load(name: str, **options: Any) -> Pruner:
     """Build the pruning method ``name``.
 
@@ -31,14 +40,17 @@ def load(name: str, **options: Any) -> Pruner:
     Raises:
         ConfigError: unknown method, unknown option, or an option out of range.
     """
+    known = option_names(name)
+    if unknown := set(options) - set(known):
+        allowed = ", ".join(known) or "no options"
+        raise ConfigError(f"{name} has no option {', '.join(sorted(unknown))}; it takes {allowed}")
+    pruner: Pruner = _method(name)(**options)
+    return pruner
+
+
+def _method(name: str) -> Any:
     if name not in available():
         raise ConfigError(
             f"unknown pruning method {name!r}; choose one of {', '.join(available())}"
         )
-    method = importlib.import_module(f"edge_atp.pruning.{name}").Method
-    known = {field.name for field in dataclasses.fields(method)}
-    if unknown := set(options) - known:
-        allowed = ", ".join(sorted(known)) or "no options"
-        raise ConfigError(f"{name} has no option {', '.join(sorted(unknown))}; it takes {allowed}")
-    pruner: Pruner = method(**options)
-    return pruner
+    return importlib.import_module(f"edge_atp.pruning.{name}").Method
