@@ -1,0 +1,93 @@
+"""Settings of the pipeline: this dataclass is the YAML file is the ROS parameter list.
+
+Same names everywhere, validated once, here. ``field_help`` gives the text and range that the ROS
+node and ``--help`` show.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from edge_atp.errors import ConfigError
+
+
+def _setting(default: Any, text: str, low: float | None = None, high: float | None = None) -> Any:
+    return field(default=default, metadata={"help": text, "low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """What a pipeline is made of and its defaults for questions that do not say otherwise."""
+
+    model: str = _setting(
+        "warehouse_tiny", "model directory, or the name of a model shipped with the project"
+    )
+    engine: str = _setting("auto", "inference backend: auto, ort or trt")
+    method: str = _setting("", "pruning method; empty: the model's own default")
+    keep_ratio: float = _setting(
+        -1.0, "share of visual tokens kept, (0, 1]; -1: the model's own default", -1.0, 1.0
+    )
+    alpha: float = _setting(
+        -1.0,
+        "weight of the question against saliency, [0, 1]; -1: the model's own default",
+        -1.0,
+        1.0,
+    )
+    max_new_tokens: int = _setting(48, "longest answer, tokens", 1, 4096)
+    max_prompt_chars: int = _setting(2000, "longest question accepted, characters", 1, 100_000)
+    num_threads: int = _setting(0, "CPU threads of the backend; 0: the backend decides", 0, 1024)
+    seed: int = _setting(0, "seed of random methods", 0, 2**31 - 1)
+
+    def __post_init__(self) -> None:
+        for entry in dataclasses.fields(self):
+            check_setting(entry, getattr(self, entry.name))
+        for name in ("keep_ratio", "alpha"):
+            value = getattr(self, name)
+            if value < 0 and value != -1.0:
+                raise ConfigError(f"{name} is {value:g}; use -1 for the model's own default")
+        if self.keep_ratio == 0:
+            raise ConfigError("keep_ratio is 0; it must be in (0, 1], or -1 for the default")
+
+    @classmethod
+    def from_yaml(cls, path: Path | str) -> PipelineConfig:
+        """Read settings from a YAML mapping; absent ones keep their defaults.
+
+        Raises:
+            ConfigError: the file is missing or malformed, a name is unknown, a value out of range.
+        """
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"cannot read settings from {path}: {error}") from error
+        if not isinstance(content, dict):
+            raise ConfigError(
+                f"{path}: expected a mapping of settings, got {type(content).__name__}"
+            )
+        known = [entry.name for entry in dataclasses.fields(cls)]
+        if unknown := [str(name) for name in content if name not in known]:
+            raise ConfigError(
+                f"{path}: unknown setting {', '.join(unknown)}; known: {', '.join(known)}"
+            )
+        return cls(**content)
+
+
+def check_setting(entry: dataclasses.Field[Any], value: Any) -> None:
+    """Check one setting's type and range against its dataclass field.
+
+    Raises:
+        ConfigError: names the setting, the value and what is allowed.
+    """
+    expected = type(entry.default)
+    number = expected in (int, float)
+    accepted = (int, float) if expected is float else (expected,)
+    if not isinstance(value, accepted) or (number and isinstance(value, bool)):
+        raise ConfigError(f"{entry.name} is {value!r}; expected {expected.__name__}")
+    low, high = entry.metadata.get("low"), entry.metadata.get("high")
+    if number and (math.isnan(value) or not low <= value <= high):
+        raise ConfigError(f"{entry.name} is {value}; it must be in [{low:g}, {high:g}]")
