@@ -7,7 +7,6 @@ node and ``--help`` show.
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,6 +87,9 @@ def check_setting(entry: dataclasses.Field[Any], value: Any) -> None:
     accepted = (int, float) if expected is float else (expected,)
     if not isinstance(value, accepted) or (number and isinstance(value, bool)):
         raise ConfigError(f"{entry.name} is {value!r}; expected {expected.__name__}")
-    low, high = entry.metadata.get("low"), entry.metadata.get("high")
-    if number and (math.isnan(value) or not low <= value <= high):
+    if not number:
+        return
+    low, high = entry.metadata["low"], entry.metadata["high"]
+    # Written so that NaN, which fails every comparison, is refused too.
+    if not low <= value <= high:
         raise ConfigError(f"{entry.name} is {value}; it must be in [{low:g}, {high:g}]")

@@ -72,7 +72,7 @@ class Pipeline:
         self.engine = engine
         self.manifest = manifest
         self.config = config
-        self.grid = PatchGrid(*manifest.vision.patch_grid)
+        self.grid = PatchGrid(manifest.vision.patch_grid.rows, manifest.vision.patch_grid.cols)
         self.preprocess = Preprocessor(
             size=manifest.preprocess.size,
             mean=manifest.preprocess.mean,

@@ -30,8 +30,8 @@ class Preprocessor:
     """
 
     size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     rule: str = CENTER_CROP
 
     def __post_init__(self) -> None:

@@ -1,0 +1,142 @@
+"""Answer a question about an image file.
+
+examples:
+  edge-atp ask cell.jpg "what is on the middle shelf, slot 3?"
+  edge-atp ask cell.jpg "where is the red box?" --keep-ratio 0.25 --overlay kept.png
+  edge-atp ask cell.jpg "how many boxes are there?" --method none      # dense, nothing pruned
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.markup import escape
+
+from edge_atp import pruning
+from edge_atp.config import PipelineConfig
+from edge_atp.errors import ImageError, InvalidQueryError
+from edge_atp.mask import overlay
+from edge_atp.pipeline import Pipeline
+from edge_atp.types import Answer, Frame, Policy, PruneSpec, Query
+
+# Stages in the order they run; they add up to the total.
+STAGES = ("queue_wait", "preprocess", "vision_encode", "prune", "prefill", "decode")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``edge-atp ask``."""
+    parser.add_argument("image", type=Path, help="image file (JPEG, PNG, ...)")
+    parser.add_argument("question", help="what to ask about it")
+    parser.add_argument("--model", default="warehouse_tiny", help="model directory or shipped name")
+    parser.add_argument("--engine", default="auto", help="backend: auto, ort or trt")
+    parser.add_argument(
+        "--method",
+        default="",
+        metavar="NAME",
+        help=f"pruning method: {', '.join(pruning.available())}; default: the model's",
+    )
+    parser.add_argument(
+        "--keep-ratio", type=float, metavar="R", help="share of visual tokens kept, (0, 1]"
+    )
+    parser.add_argument("--keep-tokens", type=int, metavar="K", help="visual tokens kept")
+    parser.add_argument(
+        "--alpha", type=float, metavar="A", help="weight of the question against saliency, [0, 1]"
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=0, help="longest answer, tokens")
+    parser.add_argument(
+        "--overlay", type=Path, metavar="FILE", help="write the kept patches as a picture"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ask, print the answer and where the time went."""
+    frame = Frame(read_image(args.image), frame_id=args.image.name)
+    query = Query(args.question, max_new_tokens=args.max_new_tokens, prune=_prune_spec(args))
+    pipeline = Pipeline.load(PipelineConfig(model=args.model, engine=args.engine))
+    try:
+        answer = pipeline.answer(query, [frame])
+        engine = f"{pipeline.engine.backend} ({pipeline.engine.backend_reason})"
+    finally:
+        pipeline.close()
+    if args.overlay:
+        _write_overlay(args.overlay, answer, args.question)
+    if args.json:
+        print(json.dumps(_as_json(answer)))
+    else:
+        _print(answer, engine, args.overlay)
+    return 0
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Image file -> (height, width, 3) uint8 RGB.
+
+    Raises:
+        ImageError: missing, unreadable, or not an image OpenCV knows.
+    """
+    try:
+        encoded = np.frombuffer(path.read_bytes(), dtype=np.uint8)
+    except OSError as error:
+        raise ImageError(f"cannot read image {path}: {error.strerror}") from error
+    image = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if encoded.size else None
+    if image is None:
+        raise ImageError(f"{path} is not an image that can be decoded (JPEG, PNG, BMP, ...)")
+    rgb: NDArray[np.uint8] = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return rgb
+
+
+def _prune_spec(args: argparse.Namespace) -> PruneSpec:
+    if args.keep_ratio is not None and args.keep_tokens is not None:
+        raise InvalidQueryError("give --keep-ratio or --keep-tokens, not both")
+    spec = {"method": args.method, "alpha": args.alpha}
+    if args.keep_ratio is not None:
+        return PruneSpec(Policy.KEEP_RATIO, keep_ratio=args.keep_ratio, **spec)
+    if args.keep_tokens is not None:
+        return PruneSpec(Policy.TOKEN_BUDGET, max_visual_tokens=args.keep_tokens, **spec)
+    return PruneSpec(**spec)
+
+
+def _write_overlay(path: Path, answer: Answer, question: str) -> None:
+    kept = f"{answer.tokens.visual_kept}/{answer.tokens.visual_total} tokens, {answer.method}"
+    picture = overlay(answer.masks[0], f"Q: {question}\nA: {answer.text}   [{kept}]")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        written = cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    except cv2.error:
+        written = False
+    if not written:
+        raise ImageError(f"cannot write --overlay {path}: use a name ending in .png or .jpg")
+
+
+def _as_json(answer: Answer) -> dict[str, object]:
+    return {
+        "text": answer.text,
+        "status": answer.status.name,
+        "confidence": answer.confidence,
+        "method": answer.method,
+        "model_id": answer.model_id,
+        "tokens": asdict(answer.tokens),
+        "seconds": asdict(answer.times),
+        "kept_indices": np.flatnonzero(answer.masks[0].kept).tolist(),
+    }
+
+
+def _print(answer: Answer, engine: str, overlay_path: Path | None) -> None:
+    console = Console(highlight=False)
+    console.print(f"[bold]{escape(answer.text)}[/bold]")
+    tokens = answer.tokens
+    console.print(
+        f"[dim]{answer.method}: kept {tokens.visual_kept}/{tokens.visual_total} visual tokens,"
+        f" confidence {answer.confidence or 0.0:.2f}, {answer.status.name}[/dim]"
+    )
+    laps = ", ".join(f"{name} {1e3 * getattr(answer.times, name):.1f}" for name in STAGES[1:])
+    console.print(f"[dim]{1e3 * answer.times.total:.1f} ms on {engine}: {laps}[/dim]")
+    if overlay_path:
+        console.print(f"[dim]kept patches: {overlay_path}[/dim]")

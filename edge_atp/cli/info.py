@@ -1,0 +1,62 @@
+"""Show a model directory; every file's hash is checked on the way.
+
+examples:
+  edge-atp info                       # the shipped default model
+  edge-atp info path/to/model --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+
+from rich.console import Console
+from rich.table import Table
+
+from edge_atp import pruning
+from edge_atp.runtime.find_model import find_model
+from edge_atp.runtime.model_dir import ModelDirectory
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``edge-atp info``."""
+    parser.add_argument(
+        "model", nargs="?", default="warehouse_tiny", help="model directory or shipped name"
+    )
+    parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check and print the model directory."""
+    directory = ModelDirectory.open(find_model(args.model))
+    if args.json:
+        print(json.dumps(asdict(directory.manifest), default=str, indent=2))
+        return 0
+    _print(directory)
+    return 0
+
+
+def _print(directory: ModelDirectory) -> None:
+    console = Console(highlight=False)
+    manifest = directory.manifest
+    vision, llm, selection = manifest.vision, manifest.llm, manifest.selection
+    grid = vision.patch_grid
+    console.print(f"[bold]{manifest.model_id}[/bold]  {directory.path}")
+    console.print(
+        f"image {manifest.preprocess.size} px ({manifest.preprocess.resize}),"
+        f" {vision.num_patches} visual tokens ({grid.rows} x {grid.cols})\n"
+        f"language model: {llm.layers} layers, hidden {llm.hidden}, {llm.heads} heads"
+        f" ({llm.kv_heads} kv), vocabulary {llm.vocab}, up to {llm.max_kv} tokens\n"
+        f"default pruning: {selection.method}, keep_ratio {selection.keep_ratio:g},"
+        f" alpha {selection.alpha:g}, relevance {selection.relevance_source}\n"
+        f"methods: {', '.join(pruning.available())}"
+    )
+    table = Table("file", "KiB", "sha256", title="files (hashes match)", title_justify="left")
+    for entry in manifest.files:
+        table.add_row(entry.path, f"{entry.bytes / 1024:.0f}", entry.sha256[:16])
+    console.print(table)
+    parity = Table("measured at export", "value", title="parity", title_justify="left")
+    for name, value in manifest.parity.items():
+        parity.add_row(str(name), f"{value:g}" if isinstance(value, float) else str(value))
+    console.print(parity)
