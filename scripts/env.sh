@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Puts the ROS 2 environment of this checkout into the current shell:
 #
 #   source scripts/env.sh          (bash or zsh; `make setup` comes first)
@@ -12,6 +13,7 @@ if [ -n "${BASH_VERSION:-}" ]; then
   _edge_atp_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
   _edge_atp_shell=bash
 elif [ -n "${ZSH_VERSION:-}" ]; then
+  # shellcheck disable=SC2296 # zsh's way to name the sourced file
   _edge_atp_root=$(cd "$(dirname "${(%):-%x}")/.." && pwd)
   _edge_atp_shell=zsh
 else
@@ -62,9 +64,17 @@ case ":$PATH:" in
 esac
 
 # colcon's script asks a Python for the order of the packages; the first one on PATH is ours.
+# shellcheck disable=SC1090 # written by the build
 . "$_edge_atp_install"
 
 # A profile of the user's own wins: it may name interfaces or a discovery server.
 export FASTRTPS_DEFAULT_PROFILES_FILE="${FASTRTPS_DEFAULT_PROFILES_FILE:-$_edge_atp_root/launch/fastdds_large_images.xml}"
+
+# The profile reserves 64 MB of shared memory per process; the demo starts four.
+_edge_atp_value=$(df -k --output=size /dev/shm 2>/dev/null | tail -n 1)
+if [ "${_edge_atp_value:-524288}" -lt 262144 ]; then
+  echo "scripts/env.sh: /dev/shm has only $((_edge_atp_value / 1024)) MB, so raw camera images will" \
+    "be lost between processes; start the container with --shm-size=512m or --ipc=host" >&2
+fi
 
 unset _edge_atp_root _edge_atp_shell _edge_atp_venv _edge_atp_install _edge_atp_name _edge_atp_value

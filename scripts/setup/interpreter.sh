@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Choice of the Python interpreter. Sourced by setup.sh; needs fail() of progress.sh.
 
 # unsuitable PYTHON ROS_MODE : prints why an interpreter cannot be used, nothing if it can.

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Progress of long steps: one line per step with its duration, everything else into a log.
 # Sourced by setup.sh, which sets SETUP_LOG.
 

@@ -16,7 +16,9 @@ STAMPS="$VENV/.setup"
 WORKSPACE="$ROOT/ros_ws"
 SETUP_LOG="$WORKSPACE/log/setup.log"
 
+# shellcheck source=scripts/setup/progress.sh
 source "$HERE/progress.sh"
+# shellcheck source=scripts/setup/interpreter.sh
 source "$HERE/interpreter.sh"
 
 # ros_mode : prints `installed` or `wheels`.
@@ -108,7 +110,7 @@ install_packages() {
   fi
   step "pip itself" pip_install --upgrade pip 'setuptools<80' wheel
   step "Python packages for $group$([ "$group" = test ] && echo ' (with torch: some minutes)')" \
-    pip_install -e "$ROOT[$extras]" "${arguments[@]}"
+    pip_install -e "${ROOT}[${extras}]" "${arguments[@]}"
   if [ "$mode" = wheels ]; then
     step "CMake files of the ROS 2 wheels" "$VENV/bin/python" "$HERE/relocate_cmake.py"
   fi

@@ -1,0 +1,49 @@
+# Every target does the set-up it needs; a second run takes about a second. PYTHON=/path/to/python3.x
+# chooses the interpreter (3.10 to 3.12). See scripts/setup/setup.sh for what set-up does.
+
+SHELL := /bin/bash
+BIN := .venv/bin
+WITH_ROS := scripts/with_ros
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-test demo test lint format typecheck build clean distclean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## virtual environment, ROS 2 and the built ros_ws (no torch)
+	@scripts/setup/setup.sh demo
+
+setup-test: ## the same, and what export, training and the tests need (with torch)
+	@scripts/setup/setup.sh test
+
+demo: setup ## play the recorded warehouse bag, ask questions, write pictures to out/demo
+	@$(WITH_ROS) python -m edge_atp_ros.demo
+
+test: lint typecheck ## everything CI checks: lint, types, import rules and all tests
+	@$(WITH_ROS) python -m pytest
+
+lint: setup-test ## ruff and the import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+typecheck: setup-test ## mypy, strict on the core
+	$(BIN)/mypy
+
+format: setup-test ## let ruff fix and format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+build: ## build ros_ws again, even if nothing changed
+	@rm -f .venv/.setup/workspace
+	@scripts/setup/setup.sh demo
+
+clean: ## remove what builds and runs wrote
+	rm -rf ros_ws/build ros_ws/install ros_ws/log out
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find edge_atp export models ros_ws launch tests scripts benchmarks \
+	  -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## the same, and the virtual environment
+	rm -rf .venv *.egg-info
