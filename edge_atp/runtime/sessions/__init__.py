@@ -1,0 +1,88 @@
+"""Inference backends: one module each, found by name and imported lazily.
+
+A backend name is ``<module>-<variant>`` (``ort-cpu``, ``ort-cuda``) or ``<module>`` (``trt``). A
+module provides ``CANDIDATES`` (names, best first), ``probe(name)`` and ``open_session(path, name,
+options)``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from pathlib import Path
+from types import ModuleType
+
+from edge_atp.errors import BackendUnavailableError, ConfigError
+from edge_atp.runtime.sessions.base import Candidate, Session, SessionOptions
+
+_INFRASTRUCTURE = frozenset({"base"})
+AUTO = "auto"
+# What `auto` prefers, best first; backends not named here follow in alphabetical order.
+_PREFERENCE = ("trt", "ort-trt", "ort-cuda", "ort-cpu")
+
+
+def available() -> tuple[str, ...]:
+    """Names of all backends this version knows, in the order `auto` tries them."""
+    names = [name for module in _modules() for name in _load(module).CANDIDATES]
+    return tuple(sorted(names, key=lambda n: (_rank(n), n)))
+
+
+def probe_all() -> tuple[Candidate, ...]:
+    """Every backend with whether it can run on this machine and why."""
+    return tuple(probe(name) for name in available())
+
+
+def probe(name: str) -> Candidate:
+    """One backend as seen on this machine."""
+    result: Candidate = _load(_module_of(name)).probe(name)
+    return result
+
+
+def choose(name: str) -> tuple[str, str]:
+    """Resolve a requested backend to one that can run, and the reason for the choice.
+
+    Args:
+        name: a backend's name or "auto".
+    Raises:
+        ConfigError: unknown name; the choices are listed.
+        BackendUnavailableError: it cannot run here, and why. A named backend never falls back.
+    """
+    if name != AUTO:
+        if name not in available():
+            raise ConfigError(
+                f"unknown backend {name!r}; choose one of {AUTO}, {', '.join(available())}"
+            )
+        candidate = probe(name)
+        if not candidate.available:
+            raise BackendUnavailableError(f"backend {name} cannot run: {candidate.reason}")
+        return name, "requested"
+    rejected: list[str] = []
+    for candidate in probe_all():
+        if candidate.available:
+            skipped = f"; not {'; not '.join(rejected)}" if rejected else ""
+            return candidate.name, f"auto chose {candidate.name}: {candidate.reason}{skipped}"
+        rejected.append(f"{candidate.name}: {candidate.reason}")
+    raise BackendUnavailableError(f"no backend can run here: {'; '.join(rejected)}")
+
+
+def open_session(path: Path, name: str, options: SessionOptions) -> Session:
+    """Open the graph at ``path`` with the backend ``name`` (resolved, not "auto")."""
+    session: Session = _load(_module_of(name)).open_session(path, name, options)
+    return session
+
+
+def _modules() -> list[str]:
+    names = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
+    return [name for name in names if name not in _INFRASTRUCTURE]
+
+
+def _module_of(name: str) -> str:
+    return name.split("-", 1)[0]
+
+
+def _load(module: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{module}")
+
+
+def _rank(name: str) -> int:
+    return _PREFERENCE.index(name) if name in _PREFERENCE else len(_PREFERENCE)

@@ -1,0 +1,292 @@
+"""One model directory, loaded and ready: image, text and prompt in, tokens out. No torch.
+
+Each method runs one stage; ``edge_atp.pipeline`` puts them in order. Selection is not here: it
+happens on the host between ``encode_image`` and ``project``. An engine serves one caller at a
+time.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_atp.errors import (
+    ArtifactError,
+    BudgetExceededError,
+    MissingSignalError,
+    ShapeError,
+)
+from edge_atp.runtime import sessions
+from edge_atp.runtime.decoder import GreedyDecoder
+from edge_atp.runtime.kv_cache import make_kv_cache
+from edge_atp.runtime.model_dir import ModelDirectory
+from edge_atp.runtime.outputs import Float, Generation, Prompt, VisionOutput
+from edge_atp.runtime.sessions.base import Session, SessionOptions
+from edge_atp.runtime.text import (
+    IncrementalText,
+    PromptTokenizer,
+    TextTowerTokenizer,
+    load_tokenizer,
+)
+
+_TEXT_CACHE_SIZE = 256
+
+
+class Engine:
+    """A loaded model. Make one with ``Engine.load``.
+
+    Attributes:
+        directory: the model directory.
+        backend: what really runs, such as "ort-cpu".
+        backend_reason: why that one.
+    """
+
+    def __init__(
+        self, directory: ModelDirectory, backend: str, backend_reason: str, options: SessionOptions
+    ) -> None:
+        self.directory = directory
+        self.backend = backend
+        self.backend_reason = backend_reason
+        self._options = options
+        manifest = directory.manifest
+        self._vision = self._open("vision")
+        self._project = self._open("project")
+        self._text = self._open("text") if manifest.text_tower else None
+        decoder = self._open("decoder")
+        self._table = _load_table(directory)
+        self._prompt = PromptTokenizer(load_tokenizer(directory.file("tokenizer")), manifest.prompt)
+        self._text_tokenizer = (
+            TextTowerTokenizer(
+                load_tokenizer(directory.file("text_tokenizer")), manifest.text_tower
+            )
+            if manifest.text_tower
+            else None
+        )
+        dialect = manifest.graph("decoder").dialect
+        self._decoder = GreedyDecoder(
+            make_kv_cache(dialect, decoder, manifest.llm),
+            self.embed_tokens,
+            manifest.llm.eos_token_ids,
+            manifest.llm.max_kv,
+        )
+        self._sessions = [s for s in (self._vision, self._project, self._text, decoder) if s]
+        self._text_embeds: OrderedDict[str, Float] = OrderedDict()
+
+    @classmethod
+    def load(
+        cls,
+        directory: ModelDirectory,
+        backend: str = "auto",
+        *,
+        num_threads: int = 0,
+        cache_dir: Path | None = None,
+    ) -> Engine:
+        """Load every graph of a model directory.
+
+        Args:
+            directory: an opened (checked) model directory.
+            backend: a backend's name, or "auto"; a named one never falls back to another.
+            num_threads: threads per operator, 0 for the physical cores.
+            cache_dir: where graphs optimised for this machine are kept; None for no cache.
+        Raises:
+            ConfigError, BackendUnavailableError: the backend is unknown or cannot run here.
+            ArtifactError: a graph or table is damaged.
+        """
+        name, reason = sessions.choose(backend)
+        return cls(directory, name, reason, SessionOptions(num_threads, cache_dir))
+
+    @property
+    def kv_bytes(self) -> int:
+        """Memory of the KV cache."""
+        return self._decoder.kv_bytes
+
+    def encode_image(self, pixel_values: Float) -> VisionOutput:
+        """Encode one preprocessed image (1, 3, size, size) float32.
+
+        Raises:
+            ShapeError: another shape, or values that are not finite.
+        """
+        size = self.directory.manifest.preprocess.size
+        if pixel_values.shape != (1, 3, size, size):
+            raise ShapeError(
+                f"pixel_values is {pixel_values.shape}; this model takes (1, 3, {size}, {size})"
+            )
+        if not np.isfinite(pixel_values).all():
+            raise ShapeError("pixel_values contains NaN or infinity; check the image")
+        out = self._vision.run({"pixel_values": pixel_values.astype(np.float32, copy=False)})
+        count = self.directory.manifest.vision.num_patches
+        empty = np.zeros((count, 0), np.float32)
+        return VisionOutput(
+            patch_features=out["patch_features"][0],
+            cls_attention=out["cls_attention"][0],
+            patch_embeds=out["patch_embeds"][0] if "patch_embeds" in out else empty,
+        )
+
+    def encode_text(self, text: str) -> Float:
+        """The text's embedding (P,) in the joint space; the last 256 texts are remembered.
+
+        A text longer than the encoder's context is cut into windows of even length and their
+        unit-length embeddings are averaged.
+        Raises:
+            MissingSignalError: the model directory has no text encoder.
+        """
+        if self._text is None or self._text_tokenizer is None:
+            raise MissingSignalError(
+                f"{self.directory.path} has no text encoder; export with --text-tower, or use a"
+                " pruning method that does not read the question"
+            )
+        if text in self._text_embeds:
+            self._text_embeds.move_to_end(text)
+            return self._text_embeds[text]
+        windows = self._text_tokenizer.windows(text)
+        embeds = [self._encode_window(ids) for ids in windows]
+        embed = embeds[0] if len(embeds) == 1 else np.mean([_unit(e) for e in embeds], axis=0)
+        self._text_embeds[text] = embed = embed.astype(np.float32)
+        embed.flags.writeable = False
+        if len(self._text_embeds) > _TEXT_CACHE_SIZE:
+            self._text_embeds.popitem(last=False)
+        return embed
+
+    def project(self, patch_features: Float, kept_indices: NDArray[np.int64]) -> Float:
+        """Project the kept patches only: (N, D), (K,) -> (K, H).
+
+        Raises:
+            BudgetExceededError: more tokens than selection.keep_max.
+        """
+        keep_max = self.directory.manifest.selection.keep_max
+        if not 1 <= len(kept_indices) <= keep_max:
+            raise BudgetExceededError(
+                f"{len(kept_indices)} visual tokens were kept; this model takes 1 to {keep_max}"
+                " (selection.keep_max)"
+            )
+        out = self._project.run(
+            {
+                "patch_features": np.ascontiguousarray(patch_features, np.float32)[None],
+                "kept_indices": np.ascontiguousarray(kept_indices, np.int64),
+            }
+        )
+        embeds: Float = out["image_embeds"][0]
+        return embeds
+
+    def embed_tokens(self, token_ids: Sequence[int] | NDArray[np.int64]) -> Float:
+        """Input embeddings (M, H) float32 of token ids."""
+        rows: Float = self._table[np.asarray(token_ids, np.int64)].astype(np.float32)
+        return rows
+
+    def embed_question(self, text: str) -> Float:
+        """Input embeddings (M, H) of a text alone, without the prompt around it."""
+        return self.embed_tokens(self._prompt.encode_text(text))
+
+    def embed_prompt(self, question: str, images: Sequence[Float]) -> Prompt:
+        """Build the language model's input from the question and each image's (K_i, H) tokens.
+
+        Raises:
+            InvalidQueryError: an empty question or one with special tokens.
+            BudgetExceededError: the text or the whole prompt is too long.
+        """
+        tokens = self._prompt.encode(question, len(images))
+        parts: list[Float] = []
+        start = 0
+        for image, position in zip(images, np.flatnonzero(tokens.is_image), strict=True):
+            parts += [self.embed_tokens(tokens.ids[start:position]), image]
+            start = int(position) + 1
+        parts.append(self.embed_tokens(tokens.ids[start:]))
+        embeds = np.concatenate(parts, axis=0)
+        num_visual = sum(int(image.shape[0]) for image in images)
+        max_kv = self.directory.manifest.llm.max_kv
+        if embeds.shape[0] >= max_kv:
+            raise BudgetExceededError(
+                f"the prompt has {embeds.shape[0]} tokens ({num_visual} visual); llm.max_kv is"
+                f" {max_kv}. Keep fewer visual tokens or shorten the question"
+            )
+        return Prompt(embeds, int(embeds.shape[0]) - num_visual, num_visual)
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int,
+        on_prefill: Callable[[], None] | None = None,
+        on_token: Callable[[str], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Generation:
+        """Decode greedily.
+
+        Args:
+            max_new_tokens: at least 1; the end of the KV cache may come earlier.
+            on_prefill: called when the logits of the prompt are there.
+            on_token: called with the whole text so far when it has grown; never half a character.
+            should_stop: asked before each step; true ends generation with finish "stopped".
+        Raises:
+            InferenceError: the backend failed.
+        """
+        text = IncrementalText(self._prompt)
+
+        def on_tokens(token_ids: list[int]) -> None:
+            if on_token and (shown := text.update(token_ids)) is not None:
+                on_token(shown)
+
+        tokens = self._decoder.generate(
+            prompt.inputs_embeds,
+            max_new_tokens,
+            on_prefill=on_prefill,
+            on_tokens=on_tokens if on_token else None,
+            should_stop=should_stop,
+        )
+        return Generation(
+            token_ids=tokens.token_ids,
+            text=self._prompt.decode(list(tokens.token_ids)).strip(),
+            mean_token_prob=float(np.mean(tokens.probabilities)) if tokens.probabilities else 0.0,
+            finish=tokens.finish,
+        )
+
+    def last_logits(self, inputs_embeds: Float) -> Float:
+        """Logits (vocab,) after a prompt (S, H), for comparisons with another runtime."""
+        return self._decoder.last_logits(inputs_embeds)
+
+    def close(self) -> None:
+        """Release the graphs; the engine cannot be used afterwards."""
+        for session in self._sessions:
+            session.close()
+        self._text_embeds.clear()
+
+    def _open(self, role: str) -> Session:
+        graph = self.directory.manifest.graph(role)
+        options = SessionOptions(
+            self._options.num_threads, self._options.cache_dir, self.directory.sha256(role)
+        )
+        path = self.directory.file(role)
+        if path != self.directory.path / graph.file:
+            raise ArtifactError(f"manifest.json names two files for graph {role!r}; export again")
+        return sessions.open_session(path, self.backend, options)
+
+    def _encode_window(self, ids: NDArray[np.int64]) -> Float:
+        assert self._text is not None
+        out = self._text.run({"input_ids": ids, "attention_mask": np.ones_like(ids)})
+        embed: Float = out["text_embed"][0]
+        return embed
+
+
+def _unit(vector: Float) -> Float:
+    norm = float(np.linalg.norm(vector))
+    return vector / np.float32(norm) if norm else vector
+
+
+def _load_table(directory: ModelDirectory) -> NDArray[np.floating]:
+    """The embedding table (vocab, H), memory-mapped: only the rows used are read."""
+    path = directory.file("embed_tokens")
+    try:
+        table: NDArray[np.floating] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is no valid table ({error}); export again") from error
+    llm = directory.manifest.llm
+    if table.shape != (llm.vocab, llm.hidden) or table.dtype not in (np.float16, np.float32):
+        raise ArtifactError(
+            f"{path} is {table.shape} {table.dtype}, the manifest says ({llm.vocab}, {llm.hidden})"
+            " float16 or float32; export again"
+        )
+    return table

@@ -1,0 +1,53 @@
+"""What the engine returns, as frozen dataclasses. N patches, D features, P joint space, H LLM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class VisionOutput:
+    """One encoded image.
+
+    patch_features: (N, D) what the projector consumes.
+    cls_attention: (N,) head-mean attention of the CLS token to each patch, consumed layer.
+    patch_embeds: (N, P) patches in the joint image-text space.
+    """
+
+    patch_features: Float
+    cls_attention: Float
+    patch_embeds: Float
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The language model's input.
+
+    inputs_embeds: (S, H), text and visual tokens in order; S = num_text + num_visual.
+    """
+
+    inputs_embeds: Float
+    num_text_tokens: int
+    num_visual_tokens: int
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A generated answer.
+
+    token_ids: without the end-of-sequence token.
+    text: decoded, special tokens removed, stripped.
+    mean_token_prob: mean probability of ``token_ids`` under the model; of the end-of-sequence
+        token where nothing else was generated.
+    finish: "eos", "length" (max_new_tokens or the KV cache's end) or "stopped" (by the caller).
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    mean_token_prob: float
+    finish: str

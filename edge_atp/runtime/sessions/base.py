@@ -1,0 +1,73 @@
+"""What a backend offers: run a graph, and keep some of its tensors on the device between runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """How to open a graph.
+
+    num_threads: threads of one operator; 0 takes the physical cores this process may use.
+    cache_dir: where the backend may keep what it derives from the graph on this machine
+        (optimised graph, engines), outside the model directory; None for no cache.
+    graph_sha256: hash of the graph and its weights, the key into that cache.
+    """
+
+    num_threads: int = 0
+    cache_dir: Path | None = None
+    graph_sha256: str = ""
+
+
+class StateBuffers(Protocol):
+    """Named device buffers that a graph reads and writes in place (the KV cache)."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all buffers together."""
+
+
+class Session(Protocol):
+    """One graph, ready to run. Not thread-safe."""
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Inputs of the graph, state included."""
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+        """Run the graph; returns every output by name.
+
+        Raises:
+            InferenceError: the backend failed; OutOfMemoryError where memory was the reason.
+        """
+
+    def allocate_state(
+        self, aliases: Mapping[str, str], shape: tuple[int, ...], dtype: type[np.generic]
+    ) -> StateBuffers:
+        """Allocate one zeroed buffer per entry of ``aliases`` (input name -> output name)."""
+
+    def run_in_place(
+        self, inputs: Mapping[str, NDArray[Any]], state: Any, outputs: tuple[str, ...]
+    ) -> Arrays:
+        """Run with ``state`` bound to its inputs and outputs; returns ``outputs`` by name."""
+
+    def close(self) -> None:
+        """Release the graph; the session cannot be used afterwards."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One backend as seen on this machine: whether it can run, and why or why not."""
+
+    name: str
+    available: bool
+    reason: str

@@ -1,0 +1,181 @@
+"""ONNX Runtime backend: the CPU and CUDA execution providers.
+
+Buffers that live between runs (the KV cache) are bound to the same device memory as input and
+output, so that the decoder appends in place and nothing is copied per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from edge_atp.errors import (
+    ArtifactError,
+    BackendUnavailableError,
+    InferenceError,
+    OutOfMemoryError,
+)
+from edge_atp.runtime.sessions.base import Arrays, Candidate, SessionOptions
+from edge_atp.runtime.threads import physical_cores
+
+_PROVIDERS = {"ort-cuda": "CUDAExecutionProvider", "ort-cpu": "CPUExecutionProvider"}
+_DEVICES = {"ort-cuda": "cuda", "ort-cpu": "cpu"}
+CANDIDATES = tuple(_PROVIDERS)
+
+# ONNX Runtime logs through its own channel; errors reach the caller as exceptions.
+_LOG_ERRORS_ONLY = 3
+
+
+def probe(name: str) -> Candidate:
+    """Whether the provider is compiled in and, for CUDA, whether its library loads."""
+    provider = _PROVIDERS[name]
+    if provider not in ort.get_available_providers():
+        return Candidate(name, False, f"onnxruntime {ort.__version__} has no {provider}")
+    if name == "ort-cuda" and (problem := _cuda_problem()):
+        return Candidate(name, False, problem)
+    return Candidate(name, True, f"onnxruntime {ort.__version__} with {provider}")
+
+
+def _cuda_problem() -> str | None:
+    """Why a buffer cannot be placed on the GPU, or None: a compiled-in provider proves little."""
+    try:
+        ort.OrtValue.ortvalue_from_shape_and_type([1], np.float32, "cuda", 0)
+    except Exception as error:  # the binding raises bare RuntimeError and its own types
+        return f"no usable CUDA device ({_first_line(error)})"
+    return None
+
+
+def open_session(path: Path, name: str, options: SessionOptions) -> OrtSession:
+    """Open a graph with one provider.
+
+    Raises:
+        ArtifactError: the file is no valid graph.
+        BackendUnavailableError: the provider did not load (ONNX Runtime itself would continue on
+            the CPU and only log it).
+    """
+    settings = ort.SessionOptions()
+    settings.log_severity_level = _LOG_ERRORS_ONLY
+    settings.intra_op_num_threads = options.num_threads or physical_cores()
+    settings.inter_op_num_threads = 1
+    # Spinning threads would take the cores from the camera driver and the planner.
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        session = ort.InferenceSession(str(path), settings, providers=[_PROVIDERS[name]])
+    except Exception as error:
+        raise ArtifactError(
+            f"{path} cannot be loaded by onnxruntime {ort.__version__}:"
+            f" {_first_line(error)}; export the model again"
+        ) from error
+    used = session.get_providers()[0]
+    if used != _PROVIDERS[name]:
+        raise BackendUnavailableError(
+            f"backend {name}: {_PROVIDERS[name]} did not load, onnxruntime would use {used}"
+        )
+    return OrtSession(session, _DEVICES[name])
+
+
+class OrtState:
+    """Device buffers bound to a session's inputs and outputs."""
+
+    def __init__(self, aliases: Mapping[str, str], values: Mapping[str, Any]) -> None:
+        self.aliases = dict(aliases)
+        self.values = dict(values)
+        self.binding: Any = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all buffers together."""
+        return sum(int(value.tensor_size_in_bytes()) for value in self.values.values())
+
+
+class OrtSession:
+    """One graph in ONNX Runtime; see ``sessions.base.Session``."""
+
+    def __init__(self, session: Any, device: str) -> None:
+        self._session = session
+        self._device = device
+        self._inputs = tuple(i.name for i in session.get_inputs())
+        self._outputs = tuple(o.name for o in session.get_outputs())
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Inputs of the graph, state included."""
+        return self._inputs
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+        """Run the graph; returns every output by name."""
+        try:
+            results = self._session.run(None, dict(inputs))
+        except Exception as error:
+            raise _inference_error(error) from error
+        return dict(zip(self._outputs, results, strict=True))
+
+    def allocate_state(
+        self, aliases: Mapping[str, str], shape: tuple[int, ...], dtype: type[np.generic]
+    ) -> OrtState:
+        """Allocate one zeroed device buffer per alias."""
+        zeros = np.zeros(shape, dtype)
+        try:
+            values = {
+                name: ort.OrtValue.ortvalue_from_numpy(zeros.copy(), self._device, 0)
+                for name in aliases
+            }
+        except Exception as error:
+            raise _inference_error(error) from error
+        return OrtState(aliases, values)
+
+    def run_in_place(
+        self, inputs: Mapping[str, NDArray[Any]], state: OrtState, outputs: tuple[str, ...]
+    ) -> Arrays:
+        """Run with ``state`` bound to its inputs and outputs; returns ``outputs`` by name."""
+        try:
+            binding = state.binding or self._bind(state)
+            state.binding = binding
+            for name, array in inputs.items():
+                binding.bind_cpu_input(name, array)
+            # Output shapes change with the inputs, so each run allocates these few anew.
+            for name in outputs:
+                binding.bind_output(name, "cpu")
+            self._session.run_with_iobinding(binding)
+            return dict(zip(outputs, self._fetch(binding, outputs), strict=True))
+        except Exception as error:
+            raise _inference_error(error) from error
+
+    def close(self) -> None:
+        """Release the graph."""
+        self._session = None
+
+    def _bind(self, state: OrtState) -> Any:
+        binding = self._session.io_binding()
+        for name, output in state.aliases.items():
+            binding.bind_ortvalue_input(name, state.values[name])
+            binding.bind_ortvalue_output(output, state.values[name])
+        return binding
+
+    def _fetch(self, binding: Any, outputs: tuple[str, ...]) -> list[NDArray[Any]]:
+        bound = binding.get_outputs()
+        # `get_outputs` lists in binding order: the state's first, those bound last at the end.
+        return [value.numpy() for value in bound[len(bound) - len(outputs) :]]
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__
+
+
+def _inference_error(error: BaseException) -> InferenceError:
+    message = _first_line(error)
+    lowered = message.lower()
+    if isinstance(error, MemoryError) or any(
+        mark in lowered for mark in ("failed to allocate", "out of memory", "bad_alloc")
+    ):
+        return OutOfMemoryError(
+            f"the inference backend ran out of memory: {message}; lower the keep ratio, max_kv"
+            " or the number of models on this device"
+        )
+    return InferenceError(f"the inference backend failed: {message}")

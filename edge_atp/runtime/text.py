@@ -1,0 +1,150 @@
+"""Text in and out of the models: the prompt, the CLIP text windows, and detokenisation.
+
+Uses the ``tokenizers`` library alone. Knows nothing of graphs or embeddings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from edge_atp.errors import ArtifactError, BudgetExceededError, InvalidQueryError
+from edge_atp.runtime.manifest import PromptSpec, TextTowerSpec
+
+# No tokenizer in use packs more characters than this into one token on average; longer texts
+# are refused before the tokenizer spends time on them.
+_MAX_CHARS_PER_TOKEN = 32
+
+
+def load_tokenizer(path: Path) -> Any:
+    """Read a ``tokenizer.json``.
+
+    Raises:
+        ArtifactError: the file is damaged.
+    """
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the binding raises a bare Exception
+        raise ArtifactError(f"{path} is no valid tokenizer ({error}); export again") from error
+    # Lengths are this module's business: files saved with them on would cut prompts silently.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """Token ids of a prompt; ``is_image`` (S,) marks the positions the images' tokens fill."""
+
+    ids: NDArray[np.int64]
+    is_image: NDArray[np.bool_]
+
+
+class PromptTokenizer:
+    """Prompt template and tokenizer of the language model."""
+
+    def __init__(self, tokenizer: Any, spec: PromptSpec) -> None:
+        self._tokenizer = tokenizer
+        self._spec = spec
+        self._special = tuple(
+            token.content
+            for token in tokenizer.get_added_tokens_decoder().values()
+            if token.special and token.content.strip()
+        )
+
+    def encode(self, question: str, num_images: int) -> PromptTokens:
+        """Token ids of the prompt, one image token per image.
+
+        Raises:
+            InvalidQueryError: an empty question, or one that contains a special token of the
+                model (it could forge a turn or an image).
+            BudgetExceededError: the prompt's text is longer than prompt.max_text_tokens.
+        """
+        self._check(question)
+        slot = self._spec.image_separator.join([self._spec.image_token] * num_images)
+        # The question is inserted last: braces in it are text.
+        head, tail = self._spec.template.replace("{image}", slot).split("{question}")
+        ids = np.array(self._tokenizer.encode(head + question.strip() + tail).ids, np.int64)
+        is_image = ids == self._spec.image_token_id
+        if int(is_image.sum()) != num_images:
+            raise ArtifactError(
+                f"the prompt has {int(is_image.sum())} image tokens for {num_images} images:"
+                " prompt.image_token_id does not belong to this tokenizer; export again"
+            )
+        num_text = int(ids.size) - num_images
+        if num_text > self._spec.max_text_tokens:
+            raise BudgetExceededError(
+                f"the prompt has {num_text} text tokens; this model takes"
+                f" {self._spec.max_text_tokens} (prompt.max_text_tokens); shorten the question"
+            )
+        return PromptTokens(ids, is_image)
+
+    def encode_text(self, text: str) -> NDArray[np.int64]:
+        """Token ids (M,) of a text alone, without template or special tokens."""
+        ids = self._tokenizer.encode(text.strip(), add_special_tokens=False).ids
+        return np.array(ids, np.int64)
+
+    def decode(self, token_ids: list[int]) -> str:
+        """Text of generated tokens, special tokens removed."""
+        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=True)
+        return text
+
+    def _check(self, question: str) -> None:
+        if not question.strip():
+            raise InvalidQueryError("the question is empty; give its text")
+        limit = self._spec.max_text_tokens * _MAX_CHARS_PER_TOKEN
+        if len(question) > limit:
+            raise BudgetExceededError(
+                f"the question has {len(question)} characters; this model takes at most"
+                f" {self._spec.max_text_tokens} text tokens; shorten it"
+            )
+        for special in self._special:
+            if special in question:
+                raise InvalidQueryError(
+                    f"the question contains the special token {special!r}; remove it"
+                )
+
+
+class IncrementalText:
+    """Decodes a growing token list, holding back characters whose bytes are not complete."""
+
+    _REPLACEMENT = "\ufffd"
+
+    def __init__(self, prompt: PromptTokenizer) -> None:
+        self._prompt = prompt
+        self._shown = ""
+
+    def update(self, token_ids: list[int]) -> str | None:
+        """The text so far, or None when the new token adds nothing that can be shown yet."""
+        text = self._prompt.decode(token_ids).rstrip(self._REPLACEMENT).strip()
+        if text == self._shown:
+            return None
+        self._shown = text
+        return text
+
+
+class TextTowerTokenizer:
+    """Splits a text into the windows that the CLIP text encoder can read."""
+
+    def __init__(self, tokenizer: Any, spec: TextTowerSpec) -> None:
+        self._tokenizer = tokenizer
+        self._spec = spec
+
+    def windows(self, text: str) -> list[NDArray[np.int64]]:
+        """Token ids of each window, (1, T <= context_length), start and end tokens included.
+
+        A text that fits gives one window; a longer one is cut into the fewest windows of even
+        length, so that no window holds only a stray token.
+        """
+        ids = self._tokenizer.encode(text.strip(), add_special_tokens=False).ids
+        room = self._spec.context_length - 2
+        count = max(1, -(-len(ids) // room))
+        return [
+            np.array([[self._spec.bos_token_id, *part.tolist(), self._spec.eos_token_id]], np.int64)
+            for part in np.array_split(np.array(ids, np.int64), count)
+        ]

@@ -1,0 +1,88 @@
+"""Command line: ``python -m export --model PATH --out DIR``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from edge_atp.errors import EdgeAtpError
+from edge_atp.runtime.model_dir import ModelDirectory
+from export.dialects import available
+from export.recipe import export_model
+from export.settings import PRECISIONS, read_settings
+
+_console = Console(stderr=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the exporter; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    overrides = {
+        name: value
+        for name, value in vars(options).items()
+        if name not in ("model", "out", "overwrite")
+    }
+    start = time.perf_counter()
+    try:
+        settings = read_settings(options.model, overrides)
+        with _console.status("reading the checkpoint") as status:
+
+            def progress(step: str) -> None:
+                _console.log(step)
+                status.update(step)
+
+            directory = export_model(
+                settings, options.out, overwrite=options.overwrite, progress=progress
+            )
+    except EdgeAtpError as error:
+        _console.print(f"[red]error:[/red] {error}", highlight=False)
+        return 1
+    except OSError as error:
+        _console.print(
+            f"[red]error:[/red] writing {options.out} failed: {error}; nothing was left behind",
+            highlight=False,
+        )
+        return 1
+    _summarise(directory, time.perf_counter() - start)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m export",
+        description="Export a LLaVA checkpoint to a model directory for edge_atp.runtime.",
+    )
+    parser.add_argument("--model", required=True, help="models/<name>.yaml, folder, or hub id")
+    parser.add_argument("--out", required=True, type=Path, help="model directory to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
+    parser.add_argument("--text-tower", help="CLIP text tower: folder, or open_clip:NAME[/TAG]")
+    parser.add_argument("--precision", choices=PRECISIONS)
+    parser.add_argument("--dialect", choices=available())
+    parser.add_argument("--prompt", help="template with {image} and {question}")
+    parser.add_argument("--model-id", help="name written into the manifest")
+    parser.add_argument("--max-kv", type=int, help="longest sequence in tokens")
+    parser.add_argument("--max-text-tokens", type=int, help="longest prompt without its image")
+    parser.add_argument("--embed-layer", type=int, help="hidden state of the joint-space patches")
+    parser.add_argument("--alpha", type=float, help="default weight of the question, 0 to 1")
+    parser.add_argument("--keep-ratio", type=float, help="default share of visual tokens kept")
+    parser.add_argument("--relevance-source", choices=("raw", "negated", "value"))
+    parser.add_argument("--parity-images", help="folder of pictures for the parity gates")
+    return parser
+
+
+def _summarise(directory: ModelDirectory, seconds: float) -> None:
+    table = Table("gate", "worst", "limit", title=f"{directory.path} ({seconds:.1f} s)")
+    for name, gate in directory.manifest.parity["gates"].items():
+        table.add_row(name, f"{gate['value']:.3g}", f"{gate['limit']:.3g}")
+    _console.print(table)
+    size = sum(spec.bytes for spec in directory.manifest.files)
+    _console.print(f"{len(directory.manifest.files)} files, {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

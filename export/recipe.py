@@ -1,0 +1,268 @@
+"""The export, stage by stage: read, emit graphs, describe, compare, publish."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+import edge_atp
+from edge_atp.runtime import manifest as m
+from edge_atp.runtime.model_dir import ModelDirectory, file_sha256
+from export.architecture import Llava, read_llava
+from export.decoder import emit_decoder
+from export.dialects import load_dialect
+from export.graph import GraphBuilder
+from export.parity import run_gates
+from export.projector import emit_projector
+from export.prompt import image_token, read_preprocess, template_from_chat
+from export.selection import emit_selection
+from export.settings import ExportSettings
+from export.staging import staged_directory
+from export.text_tower import TextTower, emit_text_tower, load_text_tower
+from export.vision import emit_vision
+
+# Weights of a graph go to an external file from this size on: one protobuf holds 2 GB at most.
+_EXTERNAL_BYTES = 512 << 20
+_ANSWER_TOKENS = 256
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Everything that is read before the first file is written."""
+
+    settings: ExportSettings
+    model: Llava
+    tower: TextTower | None
+    tokenizer: Path
+    max_kv: int
+
+
+def export_model(
+    settings: ExportSettings, out: Path, *, overwrite: bool = False, progress: Progress = print
+) -> ModelDirectory:
+    """Export a checkpoint and check it against the original.
+
+    Raises:
+        EdgeAtpError: unusable checkpoint, or a parity gate failed; ``out`` is then unchanged.
+    """
+    sources = read_sources(settings)
+    with staged_directory(out, overwrite=overwrite) as staged:
+        write_directory(sources, staged, progress)
+        progress("comparing with the original model")
+        parity = run_gates(sources, ModelDirectory.open(staged), progress)
+        manifest = m.read_manifest(staged / m.FILE_NAME)
+        m.write_manifest(staged / m.FILE_NAME, replace(manifest, parity=parity))
+    return ModelDirectory.open(out)
+
+
+def read_sources(settings: ExportSettings) -> Sources:
+    """Open the checkpoint and text tower and check that they fit together."""
+    model = read_llava(settings.checkpoint)
+    tower = load_text_tower(settings.text_tower) if settings.text_tower else None
+    tokenizer = settings.checkpoint / "tokenizer.json"
+    if not tokenizer.is_file():
+        raise edge_atp.errors.ArtifactError(
+            f"{tokenizer} is missing; save the checkpoint's fast tokenizer there"
+        )
+    if tower and tower.visual_projection.shape[1] != model.vision.hidden:
+        raise edge_atp.errors.ArtifactError(
+            f"text tower {tower.source}: its visual projection takes"
+            f" {tower.visual_projection.shape[1]} features, the vision encoder has"
+            f" {model.vision.hidden}; it belongs to another vision encoder"
+        )
+    wanted = model.vision.grid**2 + settings.max_text_tokens + _ANSWER_TOKENS
+    max_kv = settings.max_kv or min(model.llm.max_positions, wanted)
+    return Sources(settings, model, tower, tokenizer, max_kv)
+
+
+def write_directory(sources: Sources, folder: Path, progress: Progress) -> None:
+    """Write graphs, tables, tokenizers and the manifest (still without parity numbers)."""
+    graphs: list[m.GraphSpec] = []
+    files: list[tuple[str, str]] = []
+    for role, emit, weight_bytes, opset in _graph_plan(sources):
+        progress(f"emitting {role}")
+        data = f"{role}.weights" if weight_bytes > _EXTERNAL_BYTES else None
+        graph = GraphBuilder(role, folder / data if data else None, opset)
+        emit(graph)
+        graph.save(folder / f"{role}.onnx")
+        graphs.append(_graph_spec(folder, role, sources.settings.dialect))
+        files.append((role, f"{role}.onnx"))
+        files += [(f"{role}_weights", data)] if data else []
+    progress("writing the embedding table and tokenizers")
+    np.save(folder / "embed_tokens.npy", _embedding_table(sources.model), allow_pickle=False)
+    files.append(("embed_tokens", "embed_tokens.npy"))
+    shutil.copyfile(sources.tokenizer, folder / "tokenizer.json")
+    files.append(("tokenizer", "tokenizer.json"))
+    if sources.tower:
+        shutil.copyfile(sources.tower.tokenizer, folder / "text_tokenizer.json")
+        files.append(("text_tokenizer", "text_tokenizer.json"))
+    specs = tuple(
+        m.FileSpec(role, name, file_sha256(folder / name), (folder / name).stat().st_size)
+        for role, name in files
+    )
+    m.write_manifest(folder / m.FILE_NAME, _manifest(sources, tuple(graphs), specs))
+
+
+def _graph_plan(
+    sources: Sources,
+) -> list[tuple[str, Callable[[GraphBuilder], None], int, int]]:
+    """(role, emitter, weight bytes, opset) of each graph."""
+    model, tower, settings = sources.model, sources.tower, sources.settings
+    dialect, tensors = settings.dialect, model.tensors
+    projection = tower.visual_projection if tower else None
+    opset = load_dialect(dialect).opset
+    plan: list[tuple[str, Callable[[GraphBuilder], None], int, int]] = [
+        (
+            "vision",
+            lambda g: emit_vision(
+                g,
+                tensors,
+                model.vision,
+                projection,
+                dialect=dialect,
+                embed_layer=settings.embed_layer,
+            ),
+            tensors.num_bytes("vision."),
+            opset,
+        ),
+        (
+            "project",
+            lambda g: emit_projector(g, model, dialect=dialect),
+            tensors.num_bytes("projector."),
+            opset,
+        ),
+        (
+            "decoder",
+            lambda g: emit_decoder(g, tensors, model.llm, dialect=dialect, max_kv=sources.max_kv),
+            tensors.num_bytes("llm."),
+            opset,
+        ),
+    ]
+    if tower:
+        text, source = tower, settings.relevance_source
+        count, width = model.vision.grid**2, text.embed_dim
+        plan.append(
+            (
+                "text",
+                lambda g: emit_text_tower(g, text, dialect=dialect),
+                text.tensors.num_bytes("text."),
+                opset,
+            )
+        )
+        if source != "value":
+            plan.append(("select_atp", lambda g: emit_selection(g, count, width, source), 0, opset))
+    return plan
+
+
+def _embedding_table(model: Llava) -> np.ndarray:
+    table = model.tensors.get("llm.embed_tokens.weight")
+    # NumPy files know no bfloat16; float32 holds it without loss.
+    return table if table.dtype in (np.float16, np.float32) else table.astype(np.float32)
+
+
+def _graph_spec(folder: Path, role: str, dialect: str) -> m.GraphSpec:
+    graph = onnx.load(str(folder / f"{role}.onnx"), load_external_data=False).graph
+    return m.GraphSpec(
+        role,
+        f"{role}.onnx",
+        dialect,
+        tuple(_tensor_spec(v) for v in graph.input),
+        tuple(_tensor_spec(v) for v in graph.output),
+    )
+
+
+def _tensor_spec(value: Any) -> m.TensorSpec:
+    tensor = value.type.tensor_type
+    dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+    shape = tuple(d.dim_param or d.dim_value for d in tensor.shape.dim)
+    return m.TensorSpec(value.name, dtype, shape)
+
+
+def _manifest(
+    sources: Sources, graphs: tuple[m.GraphSpec, ...], files: tuple[m.FileSpec, ...]
+) -> m.Manifest:
+    settings, model, tower = sources.settings, sources.model, sources.tower
+    vision, llm = model.vision, model.llm
+    token = image_token(sources.tokenizer, model.image_token_id)
+    return m.Manifest(
+        format_version=m.FORMAT_VERSION,
+        model_id=settings.model_id or settings.checkpoint.resolve().name,
+        source=m.SourceSpec(
+            model=settings.model_id or settings.checkpoint.resolve().name,
+            architecture=f"{model.architecture}/{llm.model_type}",
+            sha256=model.tensors.sha256(),
+            revision=settings.revision,
+            text_tower=tower.source if tower else "",
+        ),
+        exporter=_exporter(settings),
+        graphs=graphs,
+        files=files,
+        preprocess=read_preprocess(settings.checkpoint, vision.image_size, settings.resize),
+        vision=m.VisionSpec(
+            num_patches=vision.grid**2,
+            patch_grid=m.GridSpec(vision.grid, vision.grid),
+            image_size=vision.image_size,
+            feature_layer=vision.feature_layer,
+            feature_dim=vision.hidden,
+            embed_layer=settings.embed_layer,
+            embed_dim=tower.embed_dim if tower else 0,
+            layers=vision.layers,
+            heads=vision.heads,
+        ),
+        selection=m.SelectionSpec(
+            settings.method if tower or settings.method != "atp" else "cls_topk",
+            settings.alpha,
+            settings.relevance_source,
+            settings.keep_ratio,
+            keep_max=vision.grid**2,
+        ),
+        llm=m.LlmSpec(
+            layers=llm.layers,
+            heads=llm.heads,
+            kv_heads=llm.kv_heads,
+            head_dim=llm.head_dim,
+            hidden=llm.hidden,
+            vocab=llm.vocab,
+            rope_theta=llm.rope_theta,
+            max_kv=sources.max_kv,
+            eos_token_ids=llm.eos_token_ids,
+            bos_token_id=llm.bos_token_id,
+            intermediate=llm.intermediate,
+            sliding_window=llm.sliding_window,
+        ),
+        prompt=m.PromptSpec(
+            settings.prompt or template_from_chat(settings.checkpoint, token),
+            token,
+            model.image_token_id,
+            settings.max_text_tokens,
+        ),
+        precision=m.PrecisionSpec(settings.precision, _weight_storage(model)),
+        text_tower=m.TextTowerSpec(
+            tower.context_length, tower.bos_token_id, tower.eos_token_id, tower.embed_dim
+        )
+        if tower
+        else None,
+    )
+
+
+def _exporter(settings: ExportSettings) -> m.ExporterSpec:
+    names = ("torch", "transformers", "onnxruntime", "numpy")
+    return m.ExporterSpec(
+        edge_atp=edge_atp.__version__,
+        onnx=onnx.__version__,
+        opset=load_dialect(settings.dialect).opset,
+        packages={name: importlib.metadata.version(name) for name in names},
+    )
+
+
+def _weight_storage(model: Llava) -> str:
+    short = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+    return short[model.tensors.dtype("llm.embed_tokens.weight")]

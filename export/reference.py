@@ -1,0 +1,112 @@
+"""The original model in torch, float32: what the exported graphs are compared with.
+
+Uses transformers' own forward passes, eager attention, and its ``generate``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+
+from export.text_tower import TextTower
+
+Float = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ReferenceVision:
+    """patch_features (N, D), cls_attention (N,), patch_embeds (N, P) or None."""
+
+    patch_features: Float
+    cls_attention: Float
+    patch_embeds: Float | None
+
+
+class Reference:
+    """A LLaVA checkpoint and its text tower as transformers runs them."""
+
+    def __init__(self, checkpoint: Path, tower: TextTower | None, embed_layer: int) -> None:
+        self._model = transformers.LlavaForConditionalGeneration.from_pretrained(
+            str(checkpoint), dtype=torch.float32, attn_implementation="eager"
+        ).eval()
+        self._tower = tower
+        self._text = tower.load_reference() if tower else None
+        self._embed_layer = embed_layer
+
+    @property
+    def config(self) -> Any:
+        """The checkpoint's configuration object."""
+        return self._model.config
+
+    @torch.inference_mode()
+    def encode_image(self, pixel_values: Float) -> ReferenceVision:
+        """Features of the consumed layer, CLS row of the layer that made them, joint patches."""
+        vision = self._model.model.vision_tower
+        output = vision(
+            torch.from_numpy(pixel_values), output_hidden_states=True, output_attentions=True
+        )
+        layer = self._model.config.vision_feature_layer
+        # Hidden state 0 is the embedding, so state i comes from attention i - 1.
+        attention = output.attentions[layer if layer < 0 else layer - 1]
+        embeds = None
+        if self._tower is not None:
+            norm = getattr(vision, "vision_model", vision).post_layernorm
+            patches = norm(output.hidden_states[self._embed_layer][0, 1:])
+            weight = torch.from_numpy(self._tower.visual_projection.astype(np.float32))
+            embeds = (patches @ weight.T).numpy()
+        return ReferenceVision(
+            output.hidden_states[layer][0, 1:].numpy(),
+            attention[0, :, 0, 1:].mean(dim=0).numpy(),
+            embeds,
+        )
+
+    @torch.inference_mode()
+    def encode_text(self, input_ids: NDArray[np.int64]) -> Float:
+        """Joint-space embedding (P,) of token ids (1, T)."""
+        assert self._text is not None
+        embed: Float = self._text(torch.from_numpy(input_ids))[0].numpy()
+        return embed
+
+    @torch.inference_mode()
+    def project(self, patch_features: Float) -> Float:
+        """The projector on (K, D) features."""
+        projected: Float = self._model.model.multi_modal_projector(
+            torch.from_numpy(np.ascontiguousarray(patch_features))
+        ).numpy()
+        return projected
+
+    @torch.inference_mode()
+    def embed_tokens(self, token_ids: NDArray[np.int64]) -> Float:
+        """Input embeddings (M, H)."""
+        rows: Float = self._model.get_input_embeddings()(torch.from_numpy(token_ids)).numpy()
+        return rows
+
+    @torch.inference_mode()
+    def last_logits(self, inputs_embeds: Float) -> Float:
+        """Logits (vocab,) after the prompt (S, H)."""
+        output = self._model(inputs_embeds=torch.from_numpy(inputs_embeds)[None])
+        logits: Float = output.logits[0, -1].numpy()
+        return logits
+
+    @torch.inference_mode()
+    def generate(self, max_new_tokens: int, **inputs: Any) -> tuple[int, ...]:
+        """Greedy tokens of ``generate`` given input_ids and pixel_values, or inputs_embeds."""
+        tensors = {name: torch.from_numpy(np.asarray(value)) for name, value in inputs.items()}
+        first = tensors.get("input_ids", tensors.get("inputs_embeds"))
+        assert first is not None
+        output = self._model.generate(
+            **tensors,
+            attention_mask=torch.ones(first.shape[:2], dtype=torch.long),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=0,
+        )
+        prompt = tensors["input_ids"].shape[1] if "input_ids" in tensors else 0
+        return tuple(int(token) for token in output[0, prompt:])

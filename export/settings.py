@@ -1,0 +1,126 @@
+"""What to export and how: command-line options over a YAML model file over defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from edge_atp.errors import ConfigError
+
+PRECISIONS = ("fp32",)
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """One export.
+
+    checkpoint: folder of the LLaVA checkpoint.
+    text_tower: folder of the CLIP text tower, or ``open_clip:<name>[/<pretrained>]``; empty for
+        none (pruning methods that read the question are then not available).
+    model_id: name written into the manifest; the checkpoint folder's by default.
+    prompt: template with {image} and {question}; empty takes the checkpoint's chat template.
+    embed_layer: vision hidden state that the joint-space patch embeddings are taken from.
+    max_kv: longest sequence; 0 takes image + text + 256 answer tokens.
+    max_text_tokens: longest prompt without its visual tokens.
+    alpha, keep_ratio, relevance_source: defaults of selection for this model.
+    resize: resize rule; empty takes the checkpoint's preprocessor.
+    parity_images: folder of pictures for the parity gates; empty uses synthetic ones.
+    """
+
+    checkpoint: Path
+    text_tower: str = ""
+    model_id: str = ""
+    revision: str = ""
+    prompt: str = ""
+    dialect: str = "ort-gqa"
+    precision: str = "fp32"
+    embed_layer: int = -1
+    max_kv: int = 0
+    max_text_tokens: int = 256
+    method: str = "atp"
+    alpha: float = 0.5
+    keep_ratio: float = 0.5
+    relevance_source: str = "raw"
+    resize: str = ""
+    parity_images: str = ""
+    parity_questions: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ConfigError(
+                f"precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}"
+            )
+        if not 0.0 <= self.alpha <= 1.0:
+            raise ConfigError(f"alpha is {self.alpha}; it must be in [0, 1]")
+        if not 0.0 < self.keep_ratio <= 1.0:
+            raise ConfigError(f"keep_ratio is {self.keep_ratio}; it must be in (0, 1]")
+        if self.max_text_tokens < 8:
+            raise ConfigError(f"max_text_tokens is {self.max_text_tokens}; at least 8 are needed")
+
+
+# Settings that name something relative to the YAML file.
+_PATHS = ("checkpoint", "text_tower", "parity_images")
+
+
+def read_settings(model: str, overrides: dict[str, Any]) -> ExportSettings:
+    """Settings from a YAML model file, a checkpoint folder or a hub id, plus overrides.
+
+    Args:
+        model: ``models/<name>.yaml``, a folder, or ``owner/name`` on the Hugging Face hub.
+        overrides: options given on the command line; None and "" are not overrides.
+    Raises:
+        ConfigError: an unknown field (the known ones are listed), or nothing at that place.
+    """
+    path = Path(model)
+    if path.suffix in (".yaml", ".yml"):
+        values = _read_yaml(path)
+    elif path.is_dir():
+        values = {"checkpoint": str(path)}
+    elif model.count("/") == 1 and not path.exists():
+        values = {"checkpoint": _download(model), "model_id": model}
+    else:
+        raise ConfigError(
+            f"--model {model!r} is no YAML file, no folder and no hub id (owner/name)"
+        )
+    values.update({key: value for key, value in overrides.items() if value not in (None, "")})
+    known = {field.name for field in dataclasses.fields(ExportSettings)}
+    if unknown := sorted(set(values) - known):
+        raise ConfigError(
+            f"{model}: unknown field {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+        )
+    if "checkpoint" not in values:
+        raise ConfigError(f"{model}: checkpoint is missing; give the checkpoint's folder")
+    values["checkpoint"] = Path(values["checkpoint"])
+    if "parity_questions" in values:
+        values["parity_questions"] = tuple(values["parity_questions"])
+    return ExportSettings(**values)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read ({error})") from error
+    if not isinstance(values, dict) or not isinstance(values.get("export"), dict):
+        raise ConfigError(f"{path} has no `export:` section with at least `checkpoint:`")
+    values = dict(values["export"])
+    for name in _PATHS:
+        value = values.get(name)
+        if value and not str(value).startswith("open_clip:"):
+            values[name] = str((path.parent / value).resolve())
+    return values
+
+
+def _download(hub_id: str) -> str:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        # Only what is read: no pickled weights, no code.
+        return snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors", "*.jinja"])
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ConfigError(f"--model {hub_id!r} could not be downloaded ({error})") from error

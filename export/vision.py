@@ -1,0 +1,132 @@
+"""``vision.onnx``: pixels to patch features, the CLS attention row and joint-space patches.
+
+Attention stays fused; the CLS row is computed beside it as one extra softmax(q_cls K^T), which
+costs one row instead of the whole attention matrix.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import TensorProto
+
+from edge_atp.errors import ArtifactError
+from export.architecture import VisionConfig
+from export.checkpoint import TensorStore
+from export.graph import GraphBuilder
+from export.layers import FUSED_DIALECTS, clip_layer, layer_norm, split_heads
+
+
+def emit_vision(
+    graph: GraphBuilder,
+    tensors: TensorStore,
+    config: VisionConfig,
+    visual_projection: np.ndarray | None,
+    *,
+    dialect: str,
+    embed_layer: int = -1,
+) -> None:
+    """Emit the vision graph.
+
+    Input: pixel_values (1, 3, size, size).
+    Outputs: patch_features (1, N, D) of hidden state ``feature_layer``; cls_attention (1, N),
+    head mean, of the layer that produced it; patch_embeds (1, N, P), post-layernorm and visual
+    projection of hidden state ``embed_layer`` (absent without a projection).
+
+    Args:
+        visual_projection: (P, D), or None where the checkpoint has no joint space.
+    Raises:
+        ArtifactError: a layer index is out of range, or a tensor is missing.
+    """
+    fused = dialect in FUSED_DIALECTS
+    feature_at = _layer_number(config, config.feature_layer, "vision_feature_layer")
+    embed_at = _layer_number(config, embed_layer, "embed_layer")
+    last = max(feature_at, embed_at if visual_projection is not None else 0)
+    head_dim = config.hidden // config.heads
+    count = config.grid**2
+
+    x = _embed_patches(graph, tensors, config)
+    states, cls_attention = {0: x}, ""
+    for index in range(last):
+        x, q, k = clip_layer(
+            graph,
+            tensors,
+            f"vision.encoder.layers.{index}",
+            x,
+            config.heads,
+            head_dim,
+            config.norm_eps,
+            config.activation,
+            fused=fused,
+        )
+        states[index + 1] = x
+        if index + 1 == feature_at:
+            cls_attention = _cls_row(graph, q, k, config.heads, head_dim)
+    features = _without_cls(graph, states[feature_at])
+    graph.output("patch_features", features, TensorProto.FLOAT, [1, count, config.hidden])
+    graph.output("cls_attention", cls_attention, TensorProto.FLOAT, [1, count])
+    if visual_projection is not None:
+        patches = _without_cls(graph, states[embed_at])
+        normed = layer_norm(graph, tensors, "vision.post_layernorm", patches, config.norm_eps)
+        weight = graph.weight("visual_projection.weight", np.ascontiguousarray(visual_projection.T))
+        embeds = graph.node("MatMul", normed, weight, name="visual_projection")
+        width = visual_projection.shape[0]
+        graph.output("patch_embeds", embeds, TensorProto.FLOAT, [1, count, width])
+
+
+def _layer_number(config: VisionConfig, index: int, name: str) -> int:
+    """Hidden-state index (0 = embeddings) of a possibly negative layer index."""
+    number = index if index >= 0 else config.layers + 1 + index
+    if not 1 <= number <= config.layers:
+        raise ArtifactError(
+            f"{name} is {index}; the vision encoder has {config.layers} layers, so it must be in"
+            f" [1, {config.layers}] or [-{config.layers}, -1]"
+        )
+    return number
+
+
+def _embed_patches(graph: GraphBuilder, tensors: TensorStore, config: VisionConfig) -> str:
+    size, patch, width = config.image_size, config.patch_size, config.hidden
+    pixels = graph.input("pixel_values", TensorProto.FLOAT, [1, 3, size, size])
+    prefix = "vision.embeddings"
+    kernel = graph.weight(
+        f"{prefix}.patch_embedding.weight", tensors.get(f"{prefix}.patch_embedding.weight")
+    )
+    x = graph.node(
+        "Conv",
+        pixels,
+        kernel,
+        name=f"{prefix}.patch_embedding",
+        kernel_shape=[patch, patch],
+        strides=[patch, patch],
+    )
+    x = graph.node("Reshape", x, graph.ints(1, width, -1))
+    x = graph.node("Transpose", x, perm=[0, 2, 1])
+    cls = tensors.get(f"{prefix}.class_embedding").reshape(1, 1, width)
+    x = graph.node("Concat", graph.weight(f"{prefix}.class_embedding", cls), x, axis=1)
+    positions = tensors.get(f"{prefix}.position_embedding.weight")
+    if positions.shape[0] != config.grid**2 + 1:
+        raise ArtifactError(
+            f"{prefix}.position_embedding has {positions.shape[0]} rows; image_size {size} and"
+            f" patch_size {patch} need {config.grid**2 + 1}"
+        )
+    x = graph.node("Add", x, graph.weight(f"{prefix}.position_embedding.weight", positions))
+    return layer_norm(graph, tensors, "vision.pre_layrnorm", x, config.norm_eps)
+
+
+def _cls_row(graph: GraphBuilder, q: str, k: str, heads: int, head_dim: int) -> str:
+    """Head-mean attention of the CLS query to each patch, (1, N)."""
+    first = graph.node("Slice", q, graph.ints(0), graph.ints(1), graph.ints(1))
+    query = split_heads(graph, first, heads, head_dim)
+    query = graph.node("Mul", query, graph.scalar(head_dim**-0.5))
+    keys = graph.node("Reshape", k, graph.ints(0, -1, heads, head_dim))
+    keys = graph.node("Transpose", keys, perm=[0, 2, 3, 1])
+    row = graph.node("Softmax", graph.node("MatMul", query, keys), axis=-1)
+    mean = graph.node("ReduceMean", row, graph.ints(1, 2), keepdims=0)
+    return graph.node(
+        "Slice", mean, graph.ints(1), graph.ints(np.iinfo(np.int64).max), graph.ints(1)
+    )
+
+
+def _without_cls(graph: GraphBuilder, x: str) -> str:
+    end = graph.ints(np.iinfo(np.int64).max)
+    return graph.node("Slice", x, graph.ints(1), end, graph.ints(1))
