@@ -1,0 +1,53 @@
+"""The ``ModelInfo`` message: what is loaded, its limits and its defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edge_atp_msgs.msg import ModelInfo, PruneConfig
+
+from edge_atp import pruning
+from edge_atp.pipeline import Pipeline
+from edge_atp.runtime.manifest import FILE_NAME
+from edge_atp.runtime.model_dir import file_sha256
+
+
+def model_info(pipeline: Pipeline, cameras: Sequence[str]) -> ModelInfo:
+    """Describe a loaded pipeline; the header is left to the caller.
+
+    Args:
+        pipeline: the loaded model and the defaults of questions.
+        cameras: names of the node's cameras.
+    """
+    manifest, config = pipeline.manifest, pipeline.config
+    # A backend is called <backend>-<device>, such as "ort-cpu".
+    backend, _, device = pipeline.engine.backend.partition("-")
+    return ModelInfo(
+        model_id=manifest.model_id,
+        source=manifest.source.model,
+        family=manifest.source.architecture,
+        precision=manifest.precision.compute,
+        backend=backend,
+        device=device,
+        manifest_sha256=file_sha256(pipeline.engine.directory.path / FILE_NAME),
+        image_width=manifest.preprocess.size,
+        image_height=manifest.preprocess.size,
+        grid_rows=pipeline.grid.rows,
+        grid_cols=pipeline.grid.cols,
+        max_prompt_chars=config.max_prompt_chars,
+        max_new_tokens=config.max_new_tokens,
+        max_context_tokens=manifest.llm.max_kv,
+        available_methods=list(supported_methods()),
+        default_prune=PruneConfig(
+            policy=PruneConfig.POLICY_KEEP_RATIO,
+            method=pipeline.default_budget.method,
+            keep_ratio=float(pipeline.default_budget.value),
+            alpha=float(pipeline.default_budget.alpha),
+        ),
+        cameras=list(cameras),
+    )
+
+
+def supported_methods() -> tuple[str, ...]:
+    """Pruning methods that an exported engine can run: those between encoder and language model."""
+    return tuple(name for name in pruning.available() if pruning.load(name).site == "post_encoder")

@@ -1,0 +1,24 @@
+"""Executable `planner`: the pick planner example (see ``picking``)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from edge_atp_ros.process import run_node
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the node until a signal arrives; returns the exit code."""
+    return run_node(_create, args)
+
+
+def _create() -> Any:
+    from edge_atp_ros.picking import PickPlanner
+
+    return PickPlanner()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

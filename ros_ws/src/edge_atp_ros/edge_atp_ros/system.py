@@ -1,0 +1,187 @@
+"""The table of processes of the warehouse system: the one definition of what runs.
+
+`launch/warehouse.launch.py` turns it into launch actions and ``runner`` into child processes.
+Standard library only: `ros2 launch` runs on the system's Python, which need not hold the core.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PACKAGE = "edge_atp"
+DEFAULT_BAG = "warehouse_cell"
+NO_BAG = "none"
+RESPAWN_DELAY_S = 2.0
+_PROFILE_VARIABLE = "FASTRTPS_DEFAULT_PROFILES_FILE"
+
+
+class SettingError(Exception):
+    """A launch argument is wrong; the message names it, its value and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process of the system.
+
+    executable: of the ROS package `edge_atp`; also the module that holds its ``main``.
+    name: node name.
+    namespace: node namespace, "" for none.
+    parameter_files: ROS parameter files, later ones win.
+    parameters: single parameters; they win over the files.
+    remappings: (from, to) names.
+    environment: variables added to those inherited.
+    respawn: start it again when it ends, after RESPAWN_DELAY_S.
+    log_level: debug, info, warn, error or fatal.
+    """
+
+    executable: str
+    name: str
+    namespace: str = ""
+    parameter_files: tuple[str, ...] = ()
+    parameters: dict[str, Any] = field(default_factory=dict)
+    remappings: tuple[tuple[str, str], ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    respawn: bool = False
+    log_level: str = "info"
+
+
+@dataclass(frozen=True)
+class WarehouseArguments:
+    """The launch arguments; the names are Nav2's where Nav2 has one. "" means: not given.
+
+    engine: inference backend.
+    model: model directory, or the name of a shipped model.
+    camera_topics: comma-separated image topics, each `topic` or `name=topic`. With topics given,
+        no bag is played unless `bag` names one.
+    bag: recording to play as the camera; "none": real cameras; "": the shipped one.
+    params_file: ROS parameter file for all nodes.
+    use_sim_time: the player publishes /clock and keeps the recorded stamps; all nodes follow.
+    planner: run the planner example.
+    """
+
+    engine: str = ""
+    model: str = ""
+    camera_topics: str = ""
+    bag: str = ""
+    params_file: str = ""
+    namespace: str = ""
+    use_sim_time: bool = False
+    autostart: bool = True
+    use_respawn: bool = True
+    planner: bool = True
+    log_level: str = "info"
+    player_parameters: dict[str, Any] = field(default_factory=dict)
+
+
+def warehouse(arguments: WarehouseArguments, share: Path) -> list[Process]:
+    """The processes of the warehouse system.
+
+    Args:
+        arguments: launch arguments.
+        share: folder that holds params/, bags/ and the DDS profile (the repository's launch/, or
+            its installed copy).
+    Raises:
+        SettingError: a file does not exist, or camera_topics is malformed.
+    """
+    params_file = _existing("params_file", arguments.params_file or share / "params/warehouse.yaml")
+    common = {
+        "namespace": arguments.namespace,
+        "parameter_files": (str(params_file),),
+        "environment": _environment(share),
+        "log_level": arguments.log_level,
+    }
+    clock = {"use_sim_time": arguments.use_sim_time}
+    vlm = Process(
+        executable="vlm_node",
+        name="vlm_node",
+        parameters={"autostart": arguments.autostart, **clock, **_vlm_parameters(arguments)},
+        respawn=arguments.use_respawn,
+        **common,
+    )
+    processes = [vlm]
+    if bag := _bag(arguments, share):
+        replay = {"publish_clock": arguments.use_sim_time, "restamp": not arguments.use_sim_time}
+        processes.append(
+            Process(
+                executable="bag_player",
+                name="bag_player",
+                # The player makes the clock, so it must not follow it.
+                parameters={"bag": str(bag), **replay, **arguments.player_parameters},
+                respawn=arguments.use_respawn,
+                **common,
+            )
+        )
+    if arguments.planner:
+        processes.append(
+            Process(
+                executable="planner",
+                name="planner",
+                parameters=clock,
+                remappings=(("~/query", "vlm_node/query"), ("~/answer", "vlm_node/answer")),
+                respawn=arguments.use_respawn,
+                **common,
+            )
+        )
+    return processes
+
+
+def parse_camera_topics(value: str) -> dict[str, str]:
+    """`name=topic` or `topic`, comma-separated -> topic by camera name.
+
+    A topic without a name is called after itself, without its last part: `/front/image_raw` is
+    camera `front`.
+    Raises:
+        SettingError: an entry is empty, or a name occurs twice.
+    """
+    topics: dict[str, str] = {}
+    for entry in value.split(","):
+        name, separator, topic = entry.strip().rpartition("=")
+        parts = topic.removesuffix("/compressed").strip("/").split("/")
+        name = name.strip() if separator else "_".join(parts[:-1] or parts)
+        if not name or not topic.strip("/"):
+            raise SettingError(
+                f"camera_topics is {value!r}; give topics, or name=topic, separated by commas"
+            )
+        if name in topics:
+            raise SettingError(
+                f"camera_topics is {value!r}: two cameras are called {name!r}; name them, as in"
+                " left=/left/image_raw,right=/right/image_raw"
+            )
+        topics[name] = topic
+    return topics
+
+
+def _vlm_parameters(arguments: WarehouseArguments) -> dict[str, Any]:
+    parameters: dict[str, Any] = {}
+    for name in ("engine", "model"):
+        if value := getattr(arguments, name):
+            parameters[name] = value
+    if arguments.camera_topics:
+        topics = parse_camera_topics(arguments.camera_topics)
+        parameters["cameras"] = list(topics)
+        parameters["camera_topics"] = list(topics.values())
+    return parameters
+
+
+def _bag(arguments: WarehouseArguments, share: Path) -> Path | None:
+    if arguments.bag == NO_BAG or (arguments.camera_topics and not arguments.bag):
+        return None
+    return _existing("bag", arguments.bag or share / "bags" / DEFAULT_BAG)
+
+
+def _environment(share: Path) -> dict[str, str]:
+    # Two default transports of Fast DDS lose most images; a profile of the user's own wins.
+    if os.environ.get(_PROFILE_VARIABLE):
+        return {}
+    profile = share / "fastdds_large_images.xml"
+    return {_PROFILE_VARIABLE: str(_existing(_PROFILE_VARIABLE, profile))}
+
+
+def _existing(name: str, path: str | Path) -> Path:
+    found = Path(path).expanduser().absolute()
+    if not found.exists():
+        raise SettingError(f"{name} is {path}, which does not exist")
+    return found
