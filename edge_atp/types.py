@@ -130,6 +130,7 @@ class VisualSignals:
     clip_text_tokens: (M', P) per-token text embeddings in CLIP's joint space.
     patch_keys: (N, Dk) attention keys of the patches, heads concatenated or averaged.
     cls_key: (Dk,) attention key of the CLS token.
+    cls_feature: (D,) the CLS token beside ``patch_features``.
     patch_grid: geometry of the N patches.
     """
 
@@ -143,6 +144,7 @@ class VisualSignals:
     clip_text_tokens: Array | None = None
     patch_keys: Array | None = None
     cls_key: Array | None = None
+    cls_feature: Array | None = None
     patch_grid: PatchGrid | None = None
 
 

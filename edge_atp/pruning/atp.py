@@ -10,12 +10,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from edge_atp.errors import ConfigError, MissingSignalError, ShapeError
+from edge_atp.errors import ConfigError, ShapeError
 from edge_atp.pruning.base import Pruner, kept_from_order
 from edge_atp.pruning.ops import cosine, head_mean, min_max, top_k
 from edge_atp.types import Array, Selection, VisualSignals
 
 RELEVANCE_SOURCES = ("raw", "negated", "value")
+# Where saliency may come from, in order of preference.
+SALIENCY_SIGNALS = {
+    "auto": ("cls_attention", "received_attention"),
+    "cls": ("cls_attention",),
+    "received": ("received_attention",),
+}
 
 
 def fuse(relevance: Array, saliency: Array, alpha: float) -> Array:
@@ -45,43 +51,43 @@ class Method(Pruner):
 
     alpha: weight of relevance in [0, 1].
     relevance_source: "raw" (the paper: cosine of joint-space patch and text), "negated" (for CLIP
-        towers whose plain patch-text cosine is inverted), "value" (``patch_embeds`` taken from
-        the value path of the last layer; the encoder must expose those).
+        towers whose plain patch-text cosine is inverted: background scores higher), "value"
+        (``patch_embeds`` taken from the value path of the last layer, as in MaskCLIP; the cosine
+        is the same, the encoder must expose those patches).
+    saliency_source: "cls" (attention of the CLS token), "received" (mean attention each patch
+        receives, for encoders without CLS), "auto" (cls where the encoder exposes it).
+
+    The paper's saliency formula sums a softmax row, which is 1 for every patch; its text says CLS
+    attention, which is what this computes.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("patch_embeds", "text_embed")
+    checks_itself: ClassVar[tuple[str, ...]] = ("patch_embeds", "text_embed")
 
     alpha: float = 0.5
     relevance_source: str = "raw"
+    saliency_source: str = "auto"
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.alpha <= 1.0:
             raise ConfigError(f"alpha is {self.alpha}; it must be in [0, 1]")
-        if self.relevance_source not in RELEVANCE_SOURCES:
-            raise ConfigError(
-                f"relevance_source is {self.relevance_source!r}; choose one of"
-                f" {', '.join(RELEVANCE_SOURCES)}"
-            )
+        _require_choice("relevance_source", self.relevance_source, RELEVANCE_SOURCES)
+        _require_choice("saliency_source", self.saliency_source, tuple(SALIENCY_SIGNALS))
 
-    def _select(self, signals: VisualSignals, num_kept: int) -> Selection:
+    @property
+    def needs_one_of(self) -> tuple[tuple[str, ...], ...]:
+        """The attention row that ``saliency_source`` names."""
+        return (SALIENCY_SIGNALS[self.saliency_source],)
+
+    def _select(self, signals: VisualSignals, num_kept: int, /) -> Selection:
         relevance = cosine(signals.patch_embeds, signals.text_embed)
         if self.relevance_source == "negated":
             relevance = -relevance
-        scores = fuse(relevance, saliency(signals), self.alpha)
+        attention = getattr(signals, self._first(signals, *self.needs_one_of))
+        scores = fuse(relevance, head_mean(attention), self.alpha)
         return kept_from_order(top_k(scores, num_kept), scores)
 
 
-def saliency(signals: VisualSignals) -> Array:
-    """(N,) head-mean CLS attention, or received attention where the encoder has no CLS token.
-
-    Raises:
-        MissingSignalError: the encoder exposes neither.
-    """
-    if signals.cls_attention is not None:
-        return head_mean(signals.cls_attention)
-    if signals.received_attention is not None:
-        return head_mean(signals.received_attention)
-    raise MissingSignalError(
-        "atp needs cls_attention, or received_attention for an encoder without a CLS token;"
-        " export the vision graph with one of these outputs"
-    )
+def _require_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{field} is {value!r}; choose one of {', '.join(choices)}")

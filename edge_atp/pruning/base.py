@@ -1,17 +1,20 @@
 """What every pruning method shares: the contract, the input checks and the house rules.
 
 House rules: ties go to the lowest index, no index is chosen twice, kept indices ascend, NaN is an
-error, num_kept == N is the identity, num_kept > N is an error.
+error, num_kept == N is the identity, num_kept > N is an error. Position ids are the host's
+business: every method keeps the original order, and the host numbers the kept tokens.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
-from edge_atp.errors import MissingSignalError, ShapeError
+from edge_atp.errors import ConfigError, MissingSignalError, ShapeError
+from edge_atp.pruning.ops import require_finite
+from edge_atp.pruning.schedule import Schedule
 from edge_atp.types import Array, Selection, VisualSignals
 
 # Which encoder output to enable when a method misses a signal.
@@ -30,16 +33,42 @@ _HOW_TO_GET = {
     "patch_grid": "the patch grid (rows, cols)",
 }
 
+# The axis of each per-patch signal that has length N.
+_PATCH_AXIS = {
+    "patch_features": 0,
+    "image_embeds": 0,
+    "patch_embeds": 0,
+    "patch_keys": 0,
+    "cls_attention": -1,
+    "received_attention": -1,
+}
+
+# Number of axes each array signal may have.
+_AXES = {
+    "patch_features": (2,),
+    "image_embeds": (2,),
+    "patch_embeds": (2,),
+    "patch_keys": (2,),
+    "text_tokens": (2,),
+    "clip_text_tokens": (2,),
+    "text_embed": (1,),
+    "cls_key": (1,),
+    "cls_attention": (1, 2),
+    "received_attention": (1, 2),
+}
+
 
 class Pruner(ABC):
     """A pruning method. Subclasses are frozen dataclasses named ``Method``, one per module.
 
     Class attributes:
         needs: VisualSignals fields the method cannot work without.
+        checks_itself: needed fields whose values the method's arithmetic proves finite.
         site: where tokens are cut: "post_encoder", "in_encoder" or "in_llm".
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
+    checks_itself: ClassVar[tuple[str, ...]] = ()
     site: ClassVar[str] = "post_encoder"
 
     def select(self, signals: VisualSignals, num_kept: int) -> Selection:
@@ -54,40 +83,85 @@ class Pruner(ABC):
             MissingSignalError: a needed signal is absent; the message says how to enable it.
             ShapeError: K out of [1, N], inconsistent lengths, or non-finite values.
         """
-        for name in self.needs:
-            if getattr(signals, name) is None:
-                raise MissingSignalError(
-                    f"{self.name} needs {name}, which the encoder did not expose:"
-                    f" enable {_HOW_TO_GET[name]}"
-                )
+        used = self._used_signals(signals)
         num_patches = count_patches(signals)
         if not 1 <= num_kept <= num_patches:
             raise ShapeError(
                 f"num_kept is {num_kept}; it must be in [1, {num_patches}] (N patches)"
             )
-        for name in self.needs:
-            _require_finite(name, getattr(signals, name))
+        for name in used:
+            if name in _AXES:
+                _require_axes(name, getattr(signals, name))
+            if name in _AXES and name not in self.checks_itself:
+                require_finite(name, getattr(signals, name))
         return self._select(signals, num_kept)
+
+    @property
+    def needs_one_of(self) -> tuple[tuple[str, ...], ...]:
+        """Groups of VisualSignals fields of which the method uses the first that is present."""
+        return ()
 
     @property
     def name(self) -> str:
         """The method's name: its module's."""
         return type(self).__module__.rsplit(".", 1)[-1]
 
+    def _used_signals(self, signals: VisualSignals) -> list[str]:
+        for name in self.needs:
+            if getattr(signals, name) is None:
+                raise MissingSignalError(
+                    f"{self.name} needs {name}, which the encoder did not expose:"
+                    f" enable {_HOW_TO_GET[name]}"
+                )
+        return [*self.needs, *(self._first(signals, group) for group in self.needs_one_of)]
+
+    def _first(self, signals: VisualSignals, group: tuple[str, ...]) -> str:
+        for name in group:
+            if getattr(signals, name) is not None:
+                return name
+        raise MissingSignalError(
+            f"{self.name} needs {' or '.join(group)}, and the encoder exposed neither: enable "
+            + ", or ".join(_HOW_TO_GET[name] for name in group)
+        )
+
     @abstractmethod
-    def _select(self, signals: VisualSignals, num_kept: int) -> Selection:
+    def _select(self, signals: VisualSignals, num_kept: int, /) -> Selection:
         """The method itself; inputs are checked."""
 
 
-# The axis of each per-patch signal that has length N.
-_PATCH_AXIS = {
-    "patch_features": 0,
-    "image_embeds": 0,
-    "patch_embeds": 0,
-    "patch_keys": 0,
-    "cls_attention": -1,
-    "received_attention": -1,
-}
+class InModelPruner(Pruner):
+    """A method whose tokens are cut inside the vision encoder or the language model.
+
+    Its scoring rule is a set of pure functions in the method's module; the hook that calls them
+    lives in ``edge_atp.hf``.
+    """
+
+    def select(self, signals: VisualSignals, num_kept: int) -> Selection:
+        """Not available: the method needs the model's inner layers.
+
+        Raises:
+            ConfigError: always; says how to run the method.
+        """
+        del signals, num_kept
+        where = "vision encoder" if self.site == "in_encoder" else "language model"
+        raise ConfigError(
+            f"{self.name} runs inside the {where}: attach it with edge_atp.hf.attach(model,"
+            " processor, pruner, keep), or choose a method with site 'post_encoder'"
+        )
+
+    @abstractmethod
+    def schedule(self, num_visual: int, num_kept: int | None = None) -> Schedule:
+        """Which layer keeps how many visual tokens.
+
+        Args:
+            num_visual: N, visual tokens before the first cut.
+            num_kept: tokens left after the last cut; None takes the method's own ratios.
+        Raises:
+            ConfigError: a stage would keep more tokens than the one before it.
+        """
+
+    def _select(self, signals: VisualSignals, num_kept: int, /) -> Selection:
+        raise NotImplementedError  # never reached: select raises
 
 
 def count_patches(signals: VisualSignals) -> int:
@@ -97,9 +171,9 @@ def count_patches(signals: VisualSignals) -> int:
         ShapeError: signals disagree on N, or there is none to tell it from.
     """
     counts = {
-        name: int(getattr(signals, name).shape[axis])
+        name: int(value.shape[axis])
         for name, axis in _PATCH_AXIS.items()
-        if getattr(signals, name) is not None
+        if (value := getattr(signals, name)) is not None
     }
     if signals.patch_grid is not None:
         counts["patch_grid"] = signals.patch_grid.num_patches
@@ -108,18 +182,18 @@ def count_patches(signals: VisualSignals) -> int:
     return next(iter(counts.values()))
 
 
-def _require_finite(name: str, value: Any) -> None:
-    if not hasattr(value, "shape"):
-        return
-    xp = array_namespace(value)
-    if not bool(xp.all(xp.isfinite(value))):
-        raise ShapeError(f"{name} contains NaN or infinity; check the encoder's precision")
+def _require_axes(name: str, value: Array) -> None:
+    if value.ndim not in _AXES[name] or 0 in value.shape:
+        axes = " or ".join(str(n) for n in _AXES[name])
+        raise ShapeError(
+            f"{name} has shape {tuple(value.shape)}; it must have {axes} axes, none of length 0"
+        )
 
 
-def kept_from_order(order: Array, scores: Array | None) -> Selection:
+def kept_from_order(order: Array, scores: Array | None, merged: Array | None = None) -> Selection:
     """Selection of the indices ``order`` (K,), sorted ascending."""
     xp = array_namespace(order)
-    return Selection(kept_indices=xp.sort(order), scores=scores, order=order)
+    return Selection(kept_indices=xp.sort(order), scores=scores, order=order, merged=merged)
 
 
 def any_patch_signal(signals: VisualSignals) -> Array:
@@ -133,3 +207,9 @@ def any_patch_signal(signals: VisualSignals) -> Array:
         if value is not None:
             return value
     raise ShapeError("the signals hold no per-patch array; give at least patch_features")
+
+
+def as_indices(values: list[int], reference: Array) -> Array:
+    """Host integers as an int64 array of ``reference``'s backend and device."""
+    xp = array_namespace(reference)
+    return xp.asarray(values, dtype=xp.int64, device=device(reference))

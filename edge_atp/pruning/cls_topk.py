@@ -16,6 +16,6 @@ class Method(Pruner):
 
     needs: ClassVar[tuple[str, ...]] = ("cls_attention",)
 
-    def _select(self, signals: VisualSignals, num_kept: int) -> Selection:
+    def _select(self, signals: VisualSignals, num_kept: int, /) -> Selection:
         scores = head_mean(signals.cls_attention)
         return kept_from_order(top_k(scores, num_kept), scores)

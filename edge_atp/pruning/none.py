@@ -14,7 +14,7 @@ from edge_atp.types import Selection, VisualSignals
 class Method(Pruner):
     """The dense model."""
 
-    def _select(self, signals: VisualSignals, num_kept: int) -> Selection:
+    def _select(self, signals: VisualSignals, _num_kept: int, /) -> Selection:
         reference = any_patch_signal(signals)
         xp = array_namespace(reference)
         every = xp.arange(count_patches(signals), dtype=xp.int64, device=device(reference))

@@ -1,13 +1,15 @@
 """Array building blocks shared by pruning methods (NumPy and torch through the array API).
 
-Scores are compared in float32 after float32-or-better arithmetic, and every ranking is a stable
-descending sort, so ties go to the lowest index on every backend.
+Scores are float32, and every ranking is a stable descending sort, so ties go to the lowest index
+on every backend. Per-row reductions (one dot product a row) give identical rows identical bits,
+which a blocked matrix product does not promise; see ``similarity`` for whole matrices.
 """
 
 from __future__ import annotations
 
 from array_api_compat import array_namespace
 
+from edge_atp.errors import ShapeError
 from edge_atp.types import Array
 
 
@@ -24,7 +26,7 @@ def top_k(scores: Array, k: int) -> Array:
     # Sorting the negated scores ascending keeps stability; descending sorts of some backends
     # reverse equal elements.
     order = xp.argsort(-scores, stable=True)
-    return xp.astype(order[:k], xp.int64)
+    return xp.astype(order[:k], xp.int64, copy=False)
 
 
 def min_max(scores: Array) -> Array:
@@ -37,11 +39,38 @@ def min_max(scores: Array) -> Array:
     return (scores - low) / span
 
 
+def require_finite(name: str, values: Array) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        ShapeError: names the signal.
+    """
+    xp = array_namespace(values)
+    # NaN propagates through min and max and fails the comparison.
+    if not float("-inf") < float(xp.min(values)) <= float(xp.max(values)) < float("inf"):
+        raise ShapeError(f"{name} contains NaN or infinity; check the encoder's precision")
+
+
+def as_float32(values: Array) -> Array:
+    """The values in float32, not copied where they already are."""
+    xp = array_namespace(values)
+    return xp.astype(values, xp.float32, copy=False)
+
+
 def head_mean(attention: Array) -> Array:
     """Mean over heads: (heads, N) or (N,) -> (N,) float32."""
+    attention = as_float32(attention)
+    if attention.ndim == 1:
+        return attention
     xp = array_namespace(attention)
-    attention = xp.astype(attention, xp.float32)
-    return xp.mean(attention, axis=0) if attention.ndim == 2 else attention
+    return xp.mean(attention, axis=0)
+
+
+def softmax(logits: Array) -> Array:
+    """Softmax over the last axis, shifted by the maximum so that it cannot overflow."""
+    xp = array_namespace(logits)
+    shifted = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
+    return shifted / xp.sum(shifted, axis=-1, keepdims=True)
 
 
 def cosine(vectors: Array, reference: Array) -> Array:
@@ -52,12 +81,20 @@ def cosine(vectors: Array, reference: Array) -> Array:
         reference: (P,).
     Returns:
         (N,) float32.
+    Raises:
+        ShapeError: the widths differ, or a value is NaN or infinite.
     """
+    if vectors.shape[1] != reference.shape[0]:
+        raise ShapeError(
+            f"the patches are {vectors.shape[1]} wide and the text embedding"
+            f" {reference.shape[0]}; both must come from the same joint space"
+        )
     xp = array_namespace(vectors, reference)
-    vectors = xp.astype(vectors, xp.float32)
-    reference = xp.astype(reference, xp.float32)
-    # One dot product a row: identical rows give identical bits, so duplicates tie exactly.
-    dots = xp.vecdot(vectors, reference[None, :])
-    norms = xp.sqrt(xp.vecdot(vectors, vectors)) * xp.sqrt(xp.vecdot(reference, reference))
-    zero = norms == 0
-    return xp.where(zero, xp.zeros_like(dots), dots / xp.where(zero, xp.ones_like(norms), norms))
+    vectors, reference = as_float32(vectors), as_float32(reference)
+    squares = xp.vecdot(vectors, vectors) * xp.vecdot(reference, reference)
+    # Squares are finite only if all their terms are, which saves a pass over the vectors.
+    require_finite("patch_embeds or text_embed", squares)
+    norms = xp.sqrt(squares)
+    # 0 / 1 where a vector is zero.
+    norms = xp.where(norms == 0, xp.ones_like(norms), norms)
+    return xp.vecdot(vectors, reference[None, :]) / norms

@@ -1,0 +1,129 @@
+"""TrimTokenator: drop the tokens far from the question, then keep a diverse subset of the rest."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import ClassVar
+
+from array_api_compat import array_namespace
+
+from edge_atp.errors import ConfigError, ShapeError
+from edge_atp.pruning.base import Pruner, as_indices, kept_from_order
+from edge_atp.pruning.ops import as_float32, top_k
+from edge_atp.pruning.similarity import cosine_matrix, lowest_twin, working_precision
+from edge_atp.types import Array, Selection, VisualSignals
+
+# Median visual length over median text length from which stage 1 ranks by visual length alone:
+# at 10 the text moves a distance by at most 10 %, less than visual lengths vary.
+TEXT_BLIND_RATIO = 10.0
+
+
+class TextBlindWarning(UserWarning):
+    """Visual tokens are so much longer than text tokens that stage 1 does not see the text."""
+
+
+def alignment(visual: Array, text: Array) -> Array:
+    """Closeness of each visual token to the question.
+
+    Args:
+        visual: (N, H) projected visual tokens.
+        text: (M, H) language-model input embeddings of the question.
+    Returns:
+        (N,) float64 or float32, -mean_j ||v_i - t_j||_2; at most 0, higher is closer.
+    Raises:
+        ShapeError: the widths differ.
+    Source: TrimTokenator, sec. 3.2 (mutual information approximated by the L2 distance).
+    """
+    if visual.shape[1] != text.shape[1]:
+        raise ShapeError(
+            f"image_embeds are {visual.shape[1]} wide and text_tokens {text.shape[1]}; both must"
+            " live in the language model's embedding space"
+        )
+    xp = array_namespace(visual, text)
+    work = visual.shape[0] * text.shape[0] * visual.shape[1]
+    visual, text = working_precision(visual, work), working_precision(text, work)
+    # ||v - t||^2 = ||v||^2 + ||t||^2 - 2 v.t: one matrix product instead of an (N, M, H) array.
+    squares = xp.vecdot(visual, visual)[:, None] + xp.vecdot(text, text)[None, :]
+    squares = squares - 2.0 * (visual @ text.T)
+    distance = xp.sqrt(xp.where(squares > 0, squares, xp.zeros_like(squares)))
+    scores = -xp.mean(distance, axis=1)
+    twins = lowest_twin(visual)
+    return scores if twins is None else xp.take(scores, twins)
+
+
+def length_ratio(visual: Array, text: Array) -> float:
+    """Median length of the visual tokens over that of the text tokens; inf for zero text."""
+    xp = array_namespace(visual, text)
+
+    def median_length(rows: Array) -> float:
+        rows = as_float32(rows)
+        return float(xp.sort(xp.sqrt(xp.vecdot(rows, rows)))[rows.shape[0] // 2])
+
+    text_length = median_length(text)
+    return median_length(visual) / text_length if text_length > 0 else math.inf
+
+
+def min_mean_similarity_order(similarity: Array, num_kept: int) -> list[int]:
+    """Greedily pick the token with the lowest mean similarity to those already picked.
+
+    Args:
+        similarity: (N, N) symmetric.
+        num_kept: K in [1, N].
+    Returns:
+        K indices in the order chosen; the first has the lowest mean over its whole row, itself
+        included. Ties to the lowest index.
+    Source: TrimTokenator, alg. 1. A running sum: dividing by the number chosen changes no rank.
+    """
+    xp = array_namespace(similarity)
+    chosen = int(xp.argmin(xp.mean(similarity, axis=1)))
+    order = [chosen]
+    total = xp.zeros_like(similarity[0, :])
+    while len(order) < num_kept:
+        total = total + similarity[chosen, :]
+        total[chosen] = float("inf")  # stays the maximum: never chosen twice
+        chosen = int(xp.argmin(total))
+        order.append(chosen)
+    return order
+
+
+@dataclass(frozen=True)
+class Method(Pruner):
+    """Two stages on the projected tokens.
+
+    stage1_ratio: share of the N tokens that survives stage 1, (0, 1]; never fewer than K.
+
+    ``scores`` is the alignment of stage 1. Warns with ``TextBlindWarning`` where the visual
+    tokens are ``TEXT_BLIND_RATIO`` times longer than the text tokens: ||v - t|| is then ||v||, and
+    the question no longer changes what is kept (published LLaVA projectors do this).
+    Source: Zhang et al., "TrimTokenator: Towards Adaptive Visual Token Pruning for Large
+    Multimodal Models".
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("image_embeds", "text_tokens")
+
+    stage1_ratio: float = 0.8
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.stage1_ratio <= 1.0:
+            raise ConfigError(f"stage1_ratio is {self.stage1_ratio}; it must be in (0, 1]")
+
+    def _select(self, signals: VisualSignals, num_kept: int, /) -> Selection:
+        visual, text = signals.image_embeds, signals.text_tokens
+        scores = alignment(visual, text)
+        ratio = length_ratio(visual, text)
+        if ratio > TEXT_BLIND_RATIO:
+            warnings.warn(
+                f"visual tokens are {ratio:.0f} times longer than text tokens: trimtokenator's"
+                " first stage ranks by visual length and does not see the question",
+                TextBlindWarning,
+                stacklevel=3,
+            )
+        xp = array_namespace(visual)
+        # 1e-9: 0.8 * 5 must floor to 4 whatever the last bit of 0.8 says.
+        survivors = max(math.floor(self.stage1_ratio * scores.shape[0] + 1e-9), num_kept)
+        candidates = xp.sort(top_k(scores, survivors))
+        similarity = cosine_matrix(xp.take(visual, candidates, axis=0))
+        order = as_indices(min_mean_similarity_order(similarity, num_kept), visual)
+        return kept_from_order(xp.take(candidates, order), as_float32(scores))
