@@ -25,7 +25,8 @@ else:
         try:
             import rclpy
         except ImportError as error:
-            found.append("cannot import the sourced ROS 2's rclpy: %s" % error)
+            reason = str(error).splitlines()[0]
+            found.append("cannot import the sourced ROS 2's rclpy: %s" % reason)
 print("; ".join(found) or "suitable")
 PYTHON
   ) || out="does not run"

@@ -145,6 +145,8 @@ build_workspace() {
     return
   fi
   require_compiler
+  # One that was built by hand, perhaps without links, cannot be built on.
+  [ -f "$STAMPS/workspace" ] || rm -rf "$WORKSPACE/build" "$WORKSPACE/install"
   step "colcon build of ros_ws" colcon_build "$mode"
   made workspace "$print"
 }
