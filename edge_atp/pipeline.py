@@ -18,9 +18,10 @@ from edge_atp.config import PipelineConfig
 from edge_atp.errors import ConfigError, InvalidQueryError
 from edge_atp.mask import to_bool
 from edge_atp.preprocess import Preprocessor
-from edge_atp.runtime.engine import Engine, Generation, Prompt, VisionOutput
+from edge_atp.runtime.engine import Engine
 from edge_atp.runtime.find_model import find_model
 from edge_atp.runtime.model_dir import ModelDirectory
+from edge_atp.runtime.outputs import Generation, Prompt, VisionOutput
 from edge_atp.timing import StageClock
 from edge_atp.types import (
     Answer,
@@ -222,7 +223,7 @@ class Pipeline:
             projected = self.engine.project(vision.patch_features, every)
             signals = replace(signals, image_embeds=projected)
         if "text_tokens" in needs:
-            signals = replace(signals, text_tokens=self.engine.embed_text(question))
+            signals = replace(signals, text_tokens=self.engine.embed_question(question))
         return signals
 
     def _prompt(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -56,7 +57,15 @@ def _print(directory: ModelDirectory) -> None:
     for entry in manifest.files:
         table.add_row(entry.path, f"{entry.bytes / 1024:.0f}", entry.sha256[:16])
     console.print(table)
-    parity = Table("measured at export", "value", title="parity", title_justify="left")
-    for name, value in manifest.parity.items():
-        parity.add_row(str(name), f"{value:g}" if isinstance(value, float) else str(value))
-    console.print(parity)
+    console.print(_parity_table(manifest.parity))
+
+
+def _parity_table(parity: dict[str, Any]) -> Table:
+    """The gates the export passed, and the circumstances they were measured under."""
+    facts = ", ".join(f"{name} {value}" for name, value in parity.items() if name != "gates")
+    table = Table(
+        "gate", "measured", "limit", title=f"parity at export ({facts})", title_justify="left"
+    )
+    for name, gate in parity.get("gates", {}).items():
+        table.add_row(name, f"{gate['value']:.3g}", f"{gate['limit']:.3g}")
+    return table
