@@ -50,4 +50,11 @@ def model_info(pipeline: Pipeline, cameras: Sequence[str]) -> ModelInfo:
 
 def supported_methods() -> tuple[str, ...]:
     """Pruning methods that an exported engine can run: those between encoder and language model."""
-    return tuple(name for name in pruning.available() if pruning.load(name).site == "post_encoder")
+    return tuple(name for name in pruning.available() if _runs_on_an_engine(name))
+
+
+def _runs_on_an_engine(name: str) -> bool:
+    try:
+        return pruning.load(name).site == "post_encoder"
+    except Exception:  # a method whose own dependency is missing is one this node does not have
+        return False

@@ -11,6 +11,7 @@ Callbacks store or enqueue; the inference thread does the rest (``answering``).
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 
 import numpy as np
 from edge_atp_msgs.msg import Query as QueryMessage
@@ -19,6 +20,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
 from rclpy.serialization import deserialize_message
+from rclpy.subscription import Subscription
 from std_msgs.msg import String
 
 from edge_atp.errors import ConfigError, EdgeAtpError
@@ -32,14 +34,13 @@ from edge_atp_ros.lifecycle_guard import refuse_invalid_transitions
 from edge_atp_ros.model_info import model_info
 from edge_atp_ros.process import StartError
 from edge_atp_ros.publishers import Outputs
-from edge_atp_ros.questions import Intake
+from edge_atp_ros.questions import Intake, Question
 from edge_atp_ros.worker import Worker
 
 NODE_NAME = "vlm_node"
 # Reliable; a burst of questions waits here until the executor has taken each of them.
 _QUERY_QOS = QoSProfile(depth=1000)
 _WARM_UP_SIZE = (480, 640, 3)
-_SUCCESS, _FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
 class VlmNode(LifecycleNode):
@@ -63,8 +64,7 @@ class VlmNode(LifecycleNode):
         self._outputs: Outputs | None = None
         self._answerer: Answerer | None = None
         self._worker: Worker | None = None
-        self._questions: list = []
-        self._failure = ""
+        self._questions: list[Subscription] = []
         self.add_on_set_parameters_callback(self._on_parameters)
         self._diagnostics = Diagnostics(self, self._report)
 
@@ -80,55 +80,16 @@ class VlmNode(LifecycleNode):
             self.get_logger().info("unconfigured; waiting for a lifecycle manager (autostart: off)")
             return
         for transition in (self.trigger_configure, self.trigger_activate):
-            if transition() != _SUCCESS:
-                raise StartError(self._failure)
+            if transition() != TransitionCallbackReturn.SUCCESS:
+                raise StartError(f"{NODE_NAME} did not become active; the error is above")
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model and warm up; FAILURE with the reason in the log if that is impossible."""
-        try:
-            pipeline = Pipeline.load(self._settings.pipeline)
-            _warm_up(pipeline)
-        except EdgeAtpError as error:
-            return self._failed(f"configure: {error}")
-        except Exception:
-            return self._failed(f"configure: unexpected error\n{traceback.format_exc()}")
-        self._outputs = Outputs(self)
-        self._answerer = Answerer(
-            Loaded(pipeline, self._settings.node),
-            self._cameras,
-            self._intake,
-            self._outputs,
-            lambda: self.get_clock().now().nanoseconds,
-            self.get_logger(),
-        )
-        self._announce()
-        self.get_logger().info(f"configured: model {pipeline.manifest.model_id}")
-        return super().on_configure(state)
+        return self._transition("configure", self._load, super().on_configure, state)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Listen to cameras and questions."""
-        answerer = self._answerer
-        self._worker = Worker(
-            serve=answerer.serve,
-            cancel=answerer.cancel,
-            on_error=self._on_worker_error,
-            capacity=self._settings.node.queue_size,
-        )
-        # Cameras first: of an image and a question that arrive together, the executor then
-        # handles the image first, and the question is answered about it.
-        self._cameras.subscribe(self)
-        self._questions = [
-            self.create_subscription(QueryMessage, "~/query", self._on_query, _QUERY_QOS, raw=True),
-            self.create_subscription(String, "~/query_text", self._on_text, _QUERY_QOS, raw=True),
-        ]
-        cameras = ", ".join(
-            f"{name} on {self.resolve_topic_name(topic)}"
-            for name, topic in zip(
-                self._settings.node.cameras, self._settings.node.camera_topics, strict=True
-            )
-        )
-        self.get_logger().info(f"active: cameras {cameras}")
-        return super().on_activate(state)
+        return self._transition("activate", self._begin_serving, super().on_activate, state)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Answer what is pending, stop listening."""
@@ -153,6 +114,66 @@ class VlmNode(LifecycleNode):
             self._release()
         super().destroy_node()
 
+    def _transition(
+        self,
+        name: str,
+        action: Callable[[], None],
+        proceed: Callable[[LifecycleState], TransitionCallbackReturn],
+        state: LifecycleState,
+    ) -> TransitionCallbackReturn:
+        """Carry out a transition; what it raises is logged (rclpy would swallow it)."""
+        try:
+            action()
+        except EdgeAtpError as error:
+            self.get_logger().error(f"{name} failed: {error}")
+        except Exception:
+            self.get_logger().error(f"{name} failed unexpectedly\n{traceback.format_exc()}")
+        else:
+            return proceed(state)
+        self._stop_serving()
+        if name == "configure":
+            self._release()
+        return TransitionCallbackReturn.FAILURE
+
+    def _load(self) -> None:
+        pipeline = Pipeline.load(self._settings.pipeline)
+        _warm_up(pipeline)
+        self._outputs = Outputs(self)
+        self._answerer = Answerer(
+            Loaded(pipeline, self._settings.node),
+            self._cameras,
+            self._intake,
+            self._outputs,
+            lambda: self.get_clock().now().nanoseconds,
+            self.get_logger(),
+        )
+        self._announce()
+        self.get_logger().info(
+            f"configured: model {pipeline.manifest.model_id} on {pipeline.engine.backend}"
+        )
+
+    def _begin_serving(self) -> None:
+        answerer = self._answerer
+        self._worker = Worker(
+            serve=answerer.serve,
+            cancel=answerer.cancel,
+            on_error=self._on_worker_error,
+            capacity=self._settings.node.queue_size,
+        )
+        # Cameras first: of an image and a question that arrive together, the executor then
+        # handles the image first, and the question is answered about it.
+        self._cameras.subscribe(self)
+        self._questions = [
+            self.create_subscription(QueryMessage, "~/query", self._on_query, _QUERY_QOS, raw=True),
+            self.create_subscription(String, "~/query_text", self._on_text, _QUERY_QOS, raw=True),
+        ]
+        node = self._settings.node
+        cameras = ", ".join(
+            f"{name} on {self.resolve_topic_name(topic)}"
+            for name, topic in zip(node.cameras, node.camera_topics, strict=True)
+        )
+        self.get_logger().info(f"active: cameras {cameras}")
+
     def _stop_serving(self) -> None:
         for subscription in self._questions:
             self.destroy_subscription(subscription)
@@ -169,11 +190,6 @@ class VlmNode(LifecycleNode):
         if self._outputs is not None:
             self._outputs.close()
             self._outputs = None
-
-    def _failed(self, reason: str) -> TransitionCallbackReturn:
-        self._failure = reason
-        self.get_logger().error(reason)
-        return _FAILURE
 
     # Questions -------------------------------------------------------------------------------
 
@@ -209,7 +225,7 @@ class VlmNode(LifecycleNode):
         except Exception as error:  # anything: the question is owed an answer
             answerer.refuse(question, error)
 
-    def _on_worker_error(self, question, error: Exception) -> None:
+    def _on_worker_error(self, question: Question, error: Exception) -> None:
         trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
         self.get_logger().error(f"{question.query_id}: publishing failed\n{trace}")
 
