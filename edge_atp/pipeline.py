@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_atp import pruning
 from edge_atp.budget import Budget, LatencyModel, plan
@@ -230,10 +231,17 @@ class Pipeline:
         self, query: Query, encodings: Sequence[Encoding], selections: Sequence[Selection]
     ) -> Prompt:
         images = [
-            self.engine.project(encoding.vision.patch_features, selection.kept_indices)
+            self._project(encoding, selection)
             for encoding, selection in zip(encodings, selections, strict=True)
         ]
         return self.engine.embed_prompt(query.text, images)
+
+    def _project(self, encoding: Encoding, selection: Selection) -> NDArray[np.float32]:
+        """(K, H) projected tokens: the kept patches, or what a merging method made of them."""
+        if selection.merged is None:
+            return self.engine.project(encoding.vision.patch_features, selection.kept_indices)
+        every = np.arange(len(selection.merged), dtype=np.int64)
+        return self.engine.project(np.asarray(selection.merged), every)
 
     def _generate(
         self,
@@ -283,7 +291,7 @@ class Pipeline:
             masks=masks,
             tokens=TokenCounts(
                 visual_total=num_patches * len(masks),
-                visual_kept=sum(int(mask.kept.sum()) for mask in masks),
+                visual_kept=prompt.num_visual_tokens,
                 prompt_text=prompt.num_text_tokens,
                 generated=len(generation.token_ids),
             ),

@@ -10,9 +10,12 @@ from export.layers import FUSED_DIALECTS, activation, linear
 
 
 def emit_projector(graph: GraphBuilder, model: Llava, *, dialect: str) -> None:
-    """Inputs patch_features (1, N, D), kept_indices (K,); output image_embeds (1, K, H)."""
+    """Inputs patch_features (1, N, D), kept_indices (K,); output image_embeds (1, K, H).
+
+    N is free: methods that merge tokens hand in fewer than the encoder made.
+    """
     width, hidden = model.vision.hidden, model.llm.hidden
-    features = graph.input("patch_features", TensorProto.FLOAT, [1, model.vision.grid**2, width])
+    features = graph.input("patch_features", TensorProto.FLOAT, [1, "num_features", width])
     kept = graph.input("kept_indices", TensorProto.INT64, ["num_kept"])
     x = graph.node("Gather", features, kept, axis=1)
     x = linear(graph, model.tensors, "projector.linear_1", x)

@@ -6,6 +6,9 @@ sessions or ROS. Methods that act inside the ViT or the language model keep thei
 here and their hook in ``edge_atp.hf``.
 """
 
+# Imported on first use otherwise, which would book its 60 ms on the first question.
+import array_api_compat.numpy  # noqa: F401
+
 from edge_atp.pruning.base import Pruner
 from edge_atp.pruning.registry import available, load, option_names
 
