@@ -47,3 +47,7 @@ class OutOfMemoryError(InferenceError):
 
 class BudgetExceededError(EdgeAtpError):
     """A bound was exceeded: prompt length, KV cache, keep_max, deadline."""
+
+
+class DatasetError(EdgeAtpError):
+    """An evaluation data set is missing, empty, damaged or mislabelled; names file and line."""

@@ -17,6 +17,7 @@ from edge_atp.errors import EdgeAtpError
 
 COMMANDS = {
     "ask": "answer a question about an image",
+    "evaluate": "measure what pruning costs on a labelled data set",
     "info": "show a model directory: graphs, sizes, defaults, measured parity",
 }
 

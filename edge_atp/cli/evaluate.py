@@ -1,0 +1,148 @@
+"""Measure what pruning costs on a labelled data set: every method at every budget, dense beside.
+
+examples:
+  edge-atp evaluate DATASET --out results
+  edge-atp evaluate DATASET --methods atp,cls_topk,random --keep 128,64,32 --out results
+  edge-atp evaluate DATASET --robustness --processes 4 --out results   # and disturbed images
+  edge-atp evaluate DATASET --out results --resume                     # go on after a stop
+  edge-atp evaluate VALIDATION --sweep-defaults --out sweep            # alpha, relevance, ratio
+
+writes into --out: summary.json (every number, 95 % intervals), records.jsonl (every answer), and
+the plots. The format of DATASET is described in edge_atp/evaluation/dataset.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from edge_atp import pruning
+from edge_atp.config import PipelineConfig
+from edge_atp.errors import ConfigError
+from edge_atp.evaluation.arms import engine_methods
+
+_DEFAULT_METHODS = "atp,cls_topk,random,spatial"
+_DEFAULT_KEEP = "256,192,128,96,64,48,32,16"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``edge-atp evaluate``."""
+    parser.add_argument("dataset", type=Path, help="folder of a labelled data set")
+    parser.add_argument("--model", default="warehouse_tiny", help="model directory or shipped name")
+    parser.add_argument("--engine", default="auto", help="backend: auto, ort or trt")
+    parser.add_argument(
+        "--methods",
+        default=_DEFAULT_METHODS,
+        metavar="A,B",
+        help=f"pruning methods, or all: {', '.join(pruning.available())}; random and spatial are"
+        " always added; default: %(default)s",
+    )
+    parser.add_argument(
+        "--keep",
+        default=_DEFAULT_KEEP,
+        metavar="K,K",
+        help="visual tokens kept; default: %(default)s (those above the model's N are left out)",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for results")
+    parser.add_argument("--limit", type=int, metavar="N", help="use the first N images")
+    parser.add_argument(
+        "--robustness", action="store_true", help="also corrupted images and other wordings"
+    )
+    parser.add_argument(
+        "--robustness-keep", type=int, default=64, metavar="K", help="budget there (default 64)"
+    )
+    parser.add_argument(
+        "--robustness-methods",
+        default="atp,random",
+        metavar="A,B",
+        help="methods there, beside dense (default %(default)s)",
+    )
+    parser.add_argument(
+        "--robustness-limit", type=int, default=200, metavar="N", help="images there (default 200)"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with what --out holds")
+    parser.add_argument("--processes", type=int, default=1, help="worker processes (default 1)")
+    parser.add_argument("--threads", type=int, default=0, help="backend threads per process")
+    parser.add_argument(
+        "--max-minutes", type=float, default=0.0, help="stop after this time; 0: no cap"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random methods, noise, bootstrap")
+    parser.add_argument("--max-new-tokens", type=int, default=96, help="longest answer, tokens")
+    parser.add_argument("--no-plots", action="store_true", help="write JSON and tables only")
+    parser.add_argument(
+        "--sweep-defaults",
+        action="store_true",
+        help="compare alpha and relevance source, and propose the model's defaults",
+    )
+    parser.add_argument(
+        "--sweep-model",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="with --sweep-defaults: the same model exported with another layer or relevance"
+        " source; may be given several times",
+    )
+    parser.add_argument(
+        "--write-defaults",
+        type=Path,
+        metavar="YAML",
+        help="with --sweep-defaults: put the proposal into this model YAML",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate, print tables, write the report."""
+    from edge_atp.evaluation.run import Settings, evaluate
+
+    if args.write_defaults and not args.sweep_defaults:
+        raise ConfigError("--write-defaults needs --sweep-defaults")
+    settings = Settings(
+        dataset=args.dataset,
+        out=args.out,
+        config=PipelineConfig(
+            model=args.model,
+            engine=args.engine,
+            num_threads=args.threads,
+            seed=args.seed,
+            max_new_tokens=args.max_new_tokens,
+        ),
+        methods=_methods(args.methods),
+        keeps=_integers(args.keep, "--keep"),
+        limit=args.limit,
+        robustness_keep=args.robustness_keep if args.robustness else 0,
+        robustness_methods=tuple(args.robustness_methods.split(",")),
+        robustness_limit=args.robustness_limit,
+        processes=args.processes,
+        max_seconds=60.0 * args.max_minutes,
+        resume=args.resume,
+        plots=not args.no_plots,
+    )
+    console = Console(highlight=False)
+    if args.sweep_defaults:
+        from edge_atp.evaluation.defaults import sweep_defaults
+
+        sweep_defaults(settings, console, args.write_defaults, args.sweep_model)
+    else:
+        evaluate(settings, console)
+    return 0
+
+
+def _methods(text: str) -> tuple[str, ...]:
+    """Names from "a,b" or "all"; the baselines that must be in every report come last."""
+    names = engine_methods() if text == "all" else [name.strip() for name in text.split(",")]
+    if "" in names:
+        raise ConfigError(f"--methods is {text!r}; give names separated by commas, or all")
+    baselines = [name for name in ("random", "spatial") if name in pruning.available()]
+    chosen = [name for name in names if name not in baselines]
+    return (*chosen, *baselines)
+
+
+def _integers(text: str, option: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(
+            f"{option} is {text!r}; give whole numbers separated by commas"
+        ) from error

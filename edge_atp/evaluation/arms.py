@@ -1,0 +1,88 @@
+"""What is compared: one arm is a pruning method with a budget, "dense" is the model untouched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from edge_atp import pruning
+from edge_atp.errors import ConfigError
+from edge_atp.types import Policy, PruneSpec
+
+DENSE = "dense"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One column of a report.
+
+    method: name of a pruning method, or "dense".
+    num_kept: visual tokens kept per image; N for dense.
+    alpha, relevance_source: override the model's own; None and "" leave them.
+    """
+
+    method: str
+    num_kept: int
+    alpha: float | None = None
+    relevance_source: str = ""
+
+    @property
+    def name(self) -> str:
+        """Such as "dense", "atp@64", "atp[alpha=0.25,raw]@64"."""
+        if self.method == DENSE:
+            return DENSE
+        options = [] if self.alpha is None else [f"alpha={self.alpha:g}"]
+        options += [self.relevance_source] if self.relevance_source else []
+        return f"{self.method}{f'[{chr(44).join(options)}]' if options else ''}@{self.num_kept}"
+
+    def prune_spec(self) -> PruneSpec:
+        """The request that asks for this arm."""
+        if self.method == DENSE:
+            return PruneSpec(Policy.OFF)
+        return PruneSpec(
+            Policy.TOKEN_BUDGET,
+            method=self.method,
+            max_visual_tokens=self.num_kept,
+            alpha=self.alpha,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Name and fields."""
+        return {"name": self.name, **asdict(self)}
+
+
+def dense_arm(num_patches: int) -> Arm:
+    """The model with all ``num_patches`` visual tokens."""
+    return Arm(DENSE, num_patches)
+
+
+def engine_methods() -> tuple[str, ...]:
+    """Methods that run between encoder and language model, so on any exported model."""
+    names = (name for name in pruning.available() if name != "none")
+    return tuple(name for name in names if pruning.load(name).site == "post_encoder")
+
+
+def plan_arms(methods: Sequence[str], keeps: Sequence[int], num_patches: int) -> tuple[Arm, ...]:
+    """Dense, then every method at every budget below ``num_patches``.
+
+    Keeping all N tokens is the identity for every method, so K = N is the dense arm.
+    Raises:
+        ConfigError: a method is unknown or does not run on an exported model; a budget is not in
+            [1, N].
+    """
+    for keep in keeps:
+        if not 1 <= keep <= num_patches:
+            raise ConfigError(f"--keep has {keep}; this model has 1 to {num_patches} visual tokens")
+    for method in methods:
+        if (site := pruning.load(method).site) != "post_encoder":
+            raise ConfigError(
+                f"--methods has {method}, which prunes {site.replace('_', ' ')}; an exported model"
+                f" runs {', '.join(engine_methods())}"
+            )
+    budgets = sorted({keep for keep in keeps if keep < num_patches}, reverse=True)
+    chosen = [method for method in dict.fromkeys(methods) if method != "none"]
+    return (
+        dense_arm(num_patches),
+        *(Arm(method, keep) for method in chosen for keep in budgets),
+    )

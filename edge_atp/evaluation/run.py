@@ -1,0 +1,209 @@
+"""One evaluation from settings to report: the only file here that names every stage.
+
+open -> plan arms and tasks -> answer -> summarise -> tables, JSON, plots
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from edge_atp import __version__
+from edge_atp.config import PipelineConfig
+from edge_atp.errors import ConfigError, DatasetError
+from edge_atp.evaluation.arms import Arm, plan_arms
+from edge_atp.evaluation.conditions import Condition, robustness_conditions
+from edge_atp.evaluation.dataset import LabelledDataset, file_sha256
+from edge_atp.evaluation.failures import find_failures, write_failure_sheet
+from edge_atp.evaluation.figures import new_figure
+from edge_atp.evaluation.plots import write_plots
+from edge_atp.evaluation.records import Record, RecordFile
+from edge_atp.evaluation.summary import summarise
+from edge_atp.evaluation.sweep import plan_tasks, run_tasks
+from edge_atp.evaluation.tables import print_summary
+from edge_atp.runtime import sessions
+from edge_atp.runtime.find_model import find_model
+from edge_atp.runtime.manifest import FILE_NAME
+from edge_atp.runtime.model_dir import ModelDirectory
+from edge_atp.types import PatchGrid
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to evaluate.
+
+    dataset, out: folders of the labels and of the results.
+    config: model, backend, threads, seed, longest answer.
+    methods, keeps: pruning methods and visual tokens kept.
+    limit: first images only; None for all.
+    robustness_keep: budget under disturbance, 0 for no robustness part.
+    robustness_methods: asked there beside dense.
+    robustness_limit: images there.
+    processes, max_seconds, resume: how to run.
+    plots: write pictures.
+    """
+
+    dataset: Path
+    out: Path
+    config: PipelineConfig = field(default_factory=PipelineConfig)
+    methods: tuple[str, ...] = ("atp", "random")
+    keeps: tuple[int, ...] = (64,)
+    limit: int | None = None
+    robustness_keep: int = 0
+    robustness_methods: tuple[str, ...] = ("atp", "random")
+    robustness_limit: int = 200
+    processes: int = 1
+    max_seconds: float = 0.0
+    resume: bool = False
+    plots: bool = True
+
+
+def evaluate(settings: Settings, console: Console) -> dict[str, Any]:
+    """Run an evaluation and write its report.
+
+    Returns:
+        The summary, as in ``summary.json``.
+    Raises:
+        EdgeAtpError: see ``edge_atp.errors``; before any work where settings do not fit.
+    """
+    if settings.plots:
+        new_figure(1.0, 1.0)  # a missing plotting library is an error now, not after hours
+    dataset, directory = open_both(settings)
+    num_patches = directory.manifest.vision.num_patches
+    keeps = [keep for keep in settings.keeps if keep <= num_patches]
+    arms = plan_arms(settings.methods, keeps, num_patches)
+    conditions: tuple[Condition, ...] = ()
+    disturbed_arms: tuple[Arm, ...] = ()
+    if settings.robustness_keep:
+        conditions = robustness_conditions(dataset.examples)
+        disturbed_arms = plan_arms(
+            settings.robustness_methods, [settings.robustness_keep], num_patches
+        )
+        arms = tuple(dict.fromkeys((*arms, *disturbed_arms)))
+    records, complete = answer_all(
+        settings, dataset, directory, arms, conditions=conditions, disturbed_arms=disturbed_arms
+    )
+    summary = summarise(dataset, records, arms, disturbed_arms, seed=settings.config.seed)
+    summary["run"] = describe_run(settings, dataset, directory, complete)
+    write_json(settings.out / "summary.json", summary)
+    print_summary(summary, console)
+    if not complete:
+        console.print("[yellow]stopped by the time cap; --resume goes on[/yellow]")
+    if settings.plots and summary["arms"]:
+        _write_pictures(settings, dataset, summary, records, arms)
+    console.print(f"report: {settings.out}")
+    return summary
+
+
+def open_both(settings: Settings) -> tuple[LabelledDataset, ModelDirectory]:
+    """Open data set and model, and check that they fit.
+
+    Raises:
+        DatasetError: the data set's target masks are of another patch grid than the model's.
+    """
+    directory = ModelDirectory.open(find_model(settings.config.model))
+    dataset = LabelledDataset.open(settings.dataset, settings.limit)
+    vision = directory.manifest.vision.patch_grid
+    if dataset.grid != PatchGrid(vision.rows, vision.cols):
+        raise DatasetError(
+            f"{settings.dataset}: patch_grid is {dataset.grid.rows} x {dataset.grid.cols}, the"
+            f" model's is {vision.rows} x {vision.cols}; write the data set for this grid"
+        )
+    return dataset, directory
+
+
+def answer_all(
+    settings: Settings,
+    dataset: LabelledDataset,
+    directory: ModelDirectory,
+    arms: tuple[Arm, ...],
+    *,
+    conditions: tuple[Condition, ...] = (),
+    disturbed_arms: tuple[Arm, ...] = (),
+    records_name: str = "records.jsonl",
+) -> tuple[list[Record], bool]:
+    """Ask everything; returns the records and whether the time cap left nothing out."""
+    tasks = plan_tasks(dataset.images, arms, conditions, disturbed_arms, settings.robustness_limit)
+    identity = {
+        "model": file_sha256(directory.path / FILE_NAME),
+        "dataset": dataset.sha256,
+        "arms": [arm.name for arm in arms],
+        "disturbed_arms": [arm.name for arm in disturbed_arms],
+        "seed": settings.config.seed,
+        "max_new_tokens": settings.config.max_new_tokens,
+    }
+    path = settings.out / records_name
+    if path.exists() and not settings.resume:
+        raise ConfigError(
+            f"--out {settings.out} already holds {records_name}; give --resume to go on with it,"
+            " or choose another folder"
+        )
+    with RecordFile(path, identity, settings.resume) as records:
+        complete = run_tasks(
+            tasks,
+            dataset,
+            settings.config,
+            records,
+            processes=settings.processes,
+            max_seconds=settings.max_seconds,
+        )
+    # Images that an earlier, larger run answered do not belong to this one.
+    lines = {example.line for example in dataset.examples}
+    return [record for record in records.records if record.line in lines], complete
+
+
+def describe_run(
+    settings: Settings, dataset: LabelledDataset, directory: ModelDirectory, complete: bool
+) -> dict[str, Any]:
+    """What the numbers were measured on."""
+    backend, reason = sessions.choose(settings.config.engine)
+    return {
+        "edge_atp": __version__,
+        "model_id": directory.manifest.model_id,
+        "model_source_sha256": directory.manifest.source.sha256,
+        "backend": backend,
+        "backend_reason": reason,
+        "machine": platform.machine(),
+        "processes": settings.processes,
+        "threads": settings.config.num_threads,
+        "dataset": {
+            "split": dataset.split,
+            "seed": dataset.seed,
+            "sha256": dataset.sha256,
+            "images": len(dataset.images),
+            "questions": len(dataset.examples),
+        },
+        "seed": settings.config.seed,
+        "complete": complete,
+    }
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write indented JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _write_pictures(
+    settings: Settings,
+    dataset: LabelledDataset,
+    summary: dict[str, Any],
+    records: list[Record],
+    arms: tuple[Arm, ...],
+) -> None:
+    write_plots(summary, settings.out)
+    shown = _sheet_arm(arms)
+    failures = find_failures(dataset, records, shown.name)
+    write_failure_sheet(dataset, failures, shown.name, settings.out / "failures.png")
+
+
+def _sheet_arm(arms: tuple[Arm, ...]) -> Arm:
+    """The first method's arm nearest a quarter of the tokens; dense where nothing is pruned."""
+    dense, *pruned = arms
+    first = [arm for arm in pruned if arm.method == pruned[0].method]
+    return min(first, key=lambda arm: abs(arm.num_kept - dense.num_kept / 4), default=dense)
