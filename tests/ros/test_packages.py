@@ -115,3 +115,15 @@ def test_maintainers_have_addresses_that_the_package_format_accepts():
         root = ET.parse(SOURCES / package / "package.xml").getroot()
         for maintainer in root.iter("maintainer"):
             assert re.fullmatch(r"[\w.-]+@[\w-]+(\.[\w-]+)+", maintainer.get("email"))
+
+
+def test_sourcing_the_workspace_alone_gives_a_working_environment():
+    setup = ROOT / "ros_ws" / "install" / "setup.bash"
+    command = (
+        f"source {setup} && {sys.executable} -c 'import rclpy, edge_atp_msgs.msg as m; m.Answer()'"
+    )
+
+    bare = {"PATH": os.defpath, "HOME": os.environ.get("HOME", "/")}
+    shell = subprocess.run(["/bin/bash", "-c", command], env=bare, capture_output=True, text=True)
+
+    assert shell.returncode == 0, shell.stderr
