@@ -7,7 +7,9 @@ open_clip.
 
 from __future__ import annotations
 
+import atexit
 import gzip
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +55,8 @@ def read_open_clip(name: str) -> TextTower:
         model_name, pretrained=pretrained or None, weights_only=True
     ).eval()
     folder = Path(tempfile.mkdtemp(prefix="edge_atp_open_clip_"))
+    # Tensors are read from there until the export ends.
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     state = {key: value.float().numpy() for key, value in model.state_dict().items()}
     save_file(_renamed(state), str(folder / "model.safetensors"))
     tokenizer = build_tokenizer()

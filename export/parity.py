@@ -7,7 +7,7 @@ its opposite: two different inputs must give different outputs, or agreement wou
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from edge_atp.errors import ArtifactError
 from edge_atp.pruning import atp
 from edge_atp.runtime.engine import Engine
 from edge_atp.runtime.model_dir import ModelDirectory
+from edge_atp.runtime.outputs import Prompt
 from edge_atp.types import VisualSignals
 from export.parity_inputs import ParityInputs, make_inputs
 from export.reference import Reference
@@ -29,7 +30,6 @@ Float = NDArray[np.float32]
 # Below this distance between the last kept and the first dropped score, float32 rounding may
 # order them either way.
 _BOUNDARY_GAP = 1e-5
-_MAX_NEW_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -46,20 +46,32 @@ class Gate:
         return self.value <= self.limit
 
 
-@dataclass
-class _Measured:
+class Measurements:
     """Worst values over all inputs, by gate name."""
 
-    worst: dict[str, float] = field(default_factory=dict)
-    limits: dict[str, float] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self._worst: dict[str, float] = {}
+        self._limits: dict[str, float] = {}
 
     def add(self, name: str, value: float, limit: float) -> None:
+        """Record one measurement of a gate."""
         # np.fmax would hide NaN; np.maximum keeps it, and a NaN fails its gate.
-        self.worst[name] = float(np.maximum(self.worst.get(name, 0.0), value))
-        self.limits[name] = limit
+        self._worst[name] = float(np.maximum(self._worst.get(name, 0.0), value))
+        self._limits[name] = limit
 
     def gates(self) -> list[Gate]:
-        return [Gate(name, self.worst[name], self.limits[name]) for name in self.worst]
+        """All gates so far."""
+        return [Gate(name, value, self._limits[name]) for name, value in self._worst.items()]
+
+    def require(self) -> None:
+        """Stop at a gate that failed.
+
+        Raises:
+            ArtifactError: lists each failed gate with its value and limit.
+        """
+        if failed := [gate for gate in self.gates() if not gate.passed]:
+            lines = "; ".join(f"{g.name} is {g.value:.3g}, limit {g.limit:.3g}" for g in failed)
+            raise ArtifactError(f"parity failed, nothing was written: {lines}")
 
 
 def run_gates(
@@ -76,32 +88,34 @@ def run_gates(
     reference = Reference(settings.checkpoint, sources.tower, settings.embed_layer)
     engine = Engine.load(directory, "ort-cpu")
     inputs = make_inputs(settings, directory.manifest)
-    measured = _Measured()
+    measured = Measurements()
     try:
         progress("gate: vision, text and selection")
         features = _compare_encoders(reference, engine, inputs, measured)
-        progress(f"gate: greedy tokens on {len(inputs.prompts)} prompts")
-        _compare_answers(reference, engine, inputs, features, measured)
+        measured.require()
+        progress(f"gate: logits of {len(inputs.prompts)} prompts")
+        prepared = _compare_logits(reference, engine, inputs, features, measured)
+        measured.require()
+        progress(f"gate: greedy tokens of {len(inputs.prompts)} prompts")
+        _compare_answers(reference, engine, prepared, settings.parity_new_tokens, measured)
+        measured.require()
     finally:
         engine.close()
-    gates = measured.gates()
-    if failed := [g for g in gates if not g.passed]:
-        lines = "; ".join(f"{g.name} is {g.value:.3g}, limit {g.limit:.3g}" for g in failed)
-        raise ArtifactError(f"parity failed, nothing was written: {lines}")
     return {
         "backend": engine.backend,
         "images": len(inputs.images),
         "prompts": len(inputs.prompts),
-        "max_new_tokens": _MAX_NEW_TOKENS,
-        "gates": {g.name: {"value": g.value, "limit": g.limit} for g in gates},
+        "max_new_tokens": settings.parity_new_tokens,
+        "gates": {g.name: {"value": g.value, "limit": g.limit} for g in measured.gates()},
     }
 
 
 def _compare_encoders(
-    reference: Reference, engine: Engine, inputs: ParityInputs, measured: _Measured
+    reference: Reference, engine: Engine, inputs: ParityInputs, measured: Measurements
 ) -> list[Float]:
     """Vision, text and selection of every image; returns the engine's patch features."""
-    alpha = engine.directory.manifest.selection.alpha
+    selection = engine.directory.manifest.selection
+    alpha, source = selection.alpha, selection.relevance_source
     features = []
     for number, pixels in enumerate(inputs.images):
         ours, theirs = engine.encode_image(pixels), reference.encode_image(pixels)
@@ -118,7 +132,7 @@ def _compare_encoders(
         text = engine.encode_text(question)
         expected = reference.encode_text(inputs.text_windows(question)[0])
         measured.add("text_embed_relative_l2", _relative_l2(text, expected), 1e-4)
-        pruner = atp.Method(alpha=alpha)
+        pruner = atp.Method(alpha=alpha, relevance_source=source)
         mine = VisualSignals(
             cls_attention=ours.cls_attention, patch_embeds=ours.patch_embeds, text_embed=text
         )
@@ -127,6 +141,7 @@ def _compare_encoders(
             patch_embeds=theirs.patch_embeds,
             text_embed=expected,
         )
+        measured.add("graph_kept_sets_differing", _graph_difference(engine, pruner, mine), 0.0)
         wrong = max(
             _kept_difference(pruner, mine, original, max(1, int(len(features[0]) * ratio)))
             for ratio in (0.25, 0.5)
@@ -135,6 +150,29 @@ def _compare_encoders(
     same = min(_relative_l2(features[0], other) for other in features[1:])
     measured.add("other_image_same_features", float(same < 1e-3), 0.0)
     return features
+
+
+def _graph_difference(engine: Engine, pruner: atp.Method, signals: VisualSignals) -> float:
+    """Tokens kept by the selection graph or the host's method alone, on the same signals."""
+    manifest = engine.directory.manifest
+    if not any(graph.role == "select_atp" for graph in manifest.graphs):
+        return 0.0
+    session = engine.open_graph("select_atp")
+    num_kept = max(1, manifest.vision.num_patches // 4)
+    out = session.run(
+        {
+            "cls_attention": signals.cls_attention[None],
+            "patch_embeds": signals.patch_embeds[None],
+            "text_embed": signals.text_embed[None],
+            "alpha": np.array(pruner.alpha, np.float32),
+            "num_kept": np.array([num_kept], np.int64),
+        }
+    )
+    host = pruner.select(signals, num_kept)
+    ranked = np.sort(host.scores)[::-1]
+    if ranked[num_kept - 1] - ranked[num_kept] < _BOUNDARY_GAP:
+        return 0.0
+    return float(len(np.setxor1d(out["kept_indices"], host.kept_indices)))
 
 
 def _kept_difference(
@@ -148,45 +186,62 @@ def _kept_difference(
     return float(len(np.setdiff1d(mine.kept_indices, original.kept_indices)))
 
 
-def _compare_answers(
+@dataclass(frozen=True)
+class _Prepared:
+    """One prompt for both sides; ``dense`` holds generate's own inputs where all is kept."""
+
+    prompt: Prompt
+    dense: dict[str, NDArray[Any]]
+
+
+def _compare_logits(
     reference: Reference,
     engine: Engine,
     inputs: ParityInputs,
     features: list[Float],
-    measured: _Measured,
-) -> None:
-    """Logits and greedy tokens: odd prompts pruned to a quarter, even ones dense."""
-    answers = set()
-    eos = set(engine.directory.manifest.llm.eos_token_ids)
-    for number, prompt in enumerate(inputs.prompts):
-        patches = features[prompt.image]
+    measured: Measurements,
+) -> list[_Prepared]:
+    """Projector, prompt and logits: even prompts dense, odd ones pruned to a quarter."""
+    prepared, rows = [], set()
+    for number, item in enumerate(inputs.prompts):
+        patches = features[item.image]
         kept = np.arange(len(patches))[:: 4 if number % 2 else 1]
         projected = engine.project(patches, kept)
-        embeds = engine.embed_prompt(prompt.question, [projected]).inputs_embeds
-        ids = inputs.prompt_ids(prompt.question, len(kept))
         error = _relative_l2(projected, reference.project(patches[kept]))
         measured.add("image_embeds_relative_l2", error, 1e-4)
+        prompt = engine.embed_prompt(item.question, [projected])
+        ids = inputs.prompt_ids(item.question, len(kept))
         expected = reference.embed_tokens(ids)
         expected[ids == inputs.image_token_id] = projected
-        if expected.shape != embeds.shape:
-            measured.add("prompts_differing", 1.0, 0.0)
-            continue
-        measured.add("prompts_differing", float(np.abs(expected - embeds).max() > 0), 0.0)
-        ours = engine.last_logits(embeds)
-        error = float(np.abs(ours - reference.last_logits(embeds)).max())
-        measured.add("logits_max_abs", error, 1e-3)
-        if number % 2:
-            tokens = reference.generate(_MAX_NEW_TOKENS, inputs_embeds=embeds[None])
-        else:
-            pixels = inputs.images[prompt.image]
-            tokens = reference.generate(_MAX_NEW_TOKENS, input_ids=ids[None], pixel_values=pixels)
-        generated = engine.generate(
-            engine.embed_prompt(prompt.question, [projected]), max_new_tokens=_MAX_NEW_TOKENS
+        same = expected.shape == prompt.inputs_embeds.shape and bool(
+            (expected == prompt.inputs_embeds).all()
         )
-        wanted = tuple(t for t in tokens if t not in eos)
-        measured.add("answers_differing", float(generated.token_ids != wanted), 0.0)
-        answers.add((tuple(np.round(ours, 3)), generated.token_ids))
-    measured.add("other_prompt_same_logits", float(len(answers) < 2), 0.0)
+        measured.add("prompts_differing", float(not same), 0.0)
+        ours = engine.last_logits(prompt.inputs_embeds)
+        error = float(np.abs(ours - reference.last_logits(expected)).max())
+        measured.add("logits_max_abs", error, 1e-3)
+        rows.add(tuple(np.round(ours, 3)))
+        dense = {"input_ids": ids[None], "pixel_values": inputs.images[item.image]}
+        prepared.append(_Prepared(prompt, {} if number % 2 else dense))
+    measured.add("other_prompt_same_logits", float(len(rows) < 2), 0.0)
+    return prepared
+
+
+def _compare_answers(
+    reference: Reference,
+    engine: Engine,
+    prepared: list[_Prepared],
+    max_new_tokens: int,
+    measured: Measurements,
+) -> None:
+    """Greedy tokens: dense prompts through the whole original model, pruned ones by embeddings."""
+    eos = set(engine.directory.manifest.llm.eos_token_ids)
+    for item in prepared:
+        inputs = item.dense or {"inputs_embeds": item.prompt.inputs_embeds[None]}
+        tokens = reference.generate(max_new_tokens, **inputs)
+        ours = engine.generate(item.prompt, max_new_tokens=max_new_tokens).token_ids
+        differs = ours != tuple(t for t in tokens if t not in eos)
+        measured.add("answers_differing", float(differs), 0.0)
 
 
 def _relative_l2(ours: NDArray[Any], theirs: NDArray[Any]) -> float:

@@ -107,13 +107,15 @@ def _synthetic_image(size: int, seed: int) -> NDArray[np.float32]:
 def _read_images(folder: Path, manifest: Manifest) -> list[NDArray[np.float32]]:
     import cv2
 
-    from edge_atp.preprocess import preprocess
+    from edge_atp.preprocess import Preprocessor
 
+    spec = manifest.preprocess
+    preprocess = Preprocessor(spec.size, spec.mean, spec.std, spec.resize)
     images = []
     for path in sorted(folder.iterdir())[: 4 * _NUM_IMAGES]:
         picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
         if picture is not None:
-            images.append(preprocess(picture[..., ::-1], manifest.preprocess)[0])
+            images.append(preprocess(np.ascontiguousarray(picture[..., ::-1]))[0])
     if len(images) < 2:
         raise ConfigError(f"parity_images {folder} holds {len(images)} pictures; at least 2 needed")
     return images

@@ -17,9 +17,8 @@ def inverse_frequencies(config: LlmConfig) -> NDArray[np.float32]:
     """
     # float32 throughout, as in the reference: the tables must agree in the last bits.
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-    frequencies: NDArray[np.float32] = (1.0 / (np.float32(config.rope_theta) ** exponents)).astype(
-        np.float32
-    )
+    base = np.float32(config.rope_theta)
+    frequencies: NDArray[np.float32] = np.float32(1.0) / base**exponents
     rule = config.rope["rope_type"]
     if rule == "linear":
         frequencies = frequencies / np.float32(config.rope["factor"])

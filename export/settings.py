@@ -29,6 +29,7 @@ class ExportSettings:
     alpha, keep_ratio, relevance_source: defaults of selection for this model.
     resize: resize rule; empty takes the checkpoint's preprocessor.
     parity_images: folder of pictures for the parity gates; empty uses synthetic ones.
+    parity_new_tokens: answer tokens compared per prompt.
     """
 
     checkpoint: Path
@@ -48,6 +49,7 @@ class ExportSettings:
     resize: str = ""
     parity_images: str = ""
     parity_questions: tuple[str, ...] = ()
+    parity_new_tokens: int = 16
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:

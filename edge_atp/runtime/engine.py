@@ -53,10 +53,10 @@ class Engine:
         self.backend_reason = backend_reason
         self._options = options
         manifest = directory.manifest
-        self._vision = self._open("vision")
-        self._project = self._open("project")
-        self._text = self._open("text") if manifest.text_tower else None
-        decoder = self._open("decoder")
+        self._vision = self.open_graph("vision")
+        self._project = self.open_graph("project")
+        self._text = self.open_graph("text") if manifest.text_tower else None
+        decoder = self.open_graph("decoder")
         self._table = _load_table(directory)
         self._prompt = PromptTokenizer(load_tokenizer(directory.file("tokenizer")), manifest.prompt)
         self._text_tokenizer = (
@@ -248,13 +248,12 @@ class Engine:
         """Logits (vocab,) after a prompt (S, H), for comparisons with another runtime."""
         return self._decoder.last_logits(inputs_embeds)
 
-    def close(self) -> None:
-        """Release the graphs; the engine cannot be used afterwards."""
-        for session in self._sessions:
-            session.close()
-        self._text_embeds.clear()
+    def open_graph(self, role: str) -> Session:
+        """Open one graph of the directory with this engine's backend.
 
-    def _open(self, role: str) -> Session:
+        Raises:
+            ArtifactError: the directory has no such graph, or it is damaged.
+        """
         graph = self.directory.manifest.graph(role)
         options = SessionOptions(
             self._options.num_threads, self._options.cache_dir, self.directory.sha256(role)
@@ -263,6 +262,12 @@ class Engine:
         if path != self.directory.path / graph.file:
             raise ArtifactError(f"manifest.json names two files for graph {role!r}; export again")
         return sessions.open_session(path, self.backend, options)
+
+    def close(self) -> None:
+        """Release the graphs; the engine cannot be used afterwards."""
+        for session in self._sessions:
+            session.close()
+        self._text_embeds.clear()
 
     def _encode_window(self, ids: NDArray[np.int64]) -> Float:
         assert self._text is not None

@@ -1,0 +1,138 @@
+"""Vision, text and selection graphs against transformers, open_clip and the host's methods."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+
+from edge_atp.errors import ArtifactError
+from edge_atp.pruning import atp
+from edge_atp.types import VisualSignals
+from export.architecture import read_llava
+from export.graph import GraphBuilder
+from export.reference import Reference
+from export.selection import emit_selection
+from export.text_tower import emit_text_tower, load_text_tower, read_text_tower
+from export.vision import emit_vision
+
+
+@pytest.mark.parametrize("dialect", ["ort-gqa", "prim18"])
+def test_vision_matches_transformers(
+    checkpoint: Path, text_tower: Path, pixels: np.ndarray, dialect: str, tmp_path: Path
+) -> None:
+    model, tower = read_llava(checkpoint), read_text_tower(text_tower)
+    graph = GraphBuilder("vision")
+    emit_vision(graph, model.tensors, model.vision, tower.visual_projection, dialect=dialect)
+    graph.save(tmp_path / "vision.onnx")
+    session = ort.InferenceSession(str(tmp_path / "vision.onnx"))
+    features, attention, embeds = session.run(None, {"pixel_values": pixels})
+    expected = Reference(checkpoint, tower, -1).encode_image(pixels)
+    np.testing.assert_allclose(features[0], expected.patch_features, atol=2e-4)
+    np.testing.assert_allclose(attention[0], expected.cls_attention, atol=1e-6)
+    np.testing.assert_allclose(embeds[0], expected.patch_embeds, atol=2e-4)
+    assert np.ptp(expected.cls_attention) > 1e-3  # not a uniform row, which would match anything
+
+
+@pytest.mark.parametrize("dialect", ["ort-gqa", "prim18"])
+def test_text_tower_matches_transformers(text_tower: Path, dialect: str, tmp_path: Path) -> None:
+    tower = read_text_tower(text_tower)
+    graph = GraphBuilder("text")
+    emit_text_tower(graph, tower, dialect=dialect)
+    graph.save(tmp_path / "text.onnx")
+    session = ort.InferenceSession(str(tmp_path / "text.onnx"))
+    reference = tower.load_reference()
+    for ids in ([[1, 40, 41, 3]], [[1, 90, 30, 31, 32, 77, 3]]):
+        tokens = np.array(ids, np.int64)
+        with torch.inference_mode():
+            expected = reference(torch.from_numpy(tokens))[0].numpy()
+        (embed,) = session.run(None, {"input_ids": tokens, "attention_mask": np.ones_like(tokens)})
+        np.testing.assert_allclose(embed[0], expected, atol=1e-5)
+        padded = np.pad(tokens, ((0, 0), (0, 4)))
+        mask = np.pad(np.ones_like(tokens), ((0, 0), (0, 4)))
+        (embed,) = session.run(None, {"input_ids": padded, "attention_mask": mask})
+        np.testing.assert_allclose(embed[0], expected, atol=1e-5)
+
+
+def test_vision_layer_out_of_range(checkpoint: Path) -> None:
+    model = read_llava(checkpoint)
+    with pytest.raises(ArtifactError, match=r"embed_layer is -9.*3 layers"):
+        emit_vision(
+            GraphBuilder("vision"),
+            model.tensors,
+            model.vision,
+            np.ones((24, 48), np.float32),
+            dialect="prim18",
+            embed_layer=-9,
+        )
+
+
+@pytest.mark.parametrize("source", ["raw", "negated"])
+@pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
+def test_selection_graph_equals_the_host_method(alpha: float, source: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    attention = rng.random((1, 60)).astype(np.float32)
+    patches = rng.normal(size=(1, 60, 8)).astype(np.float32)
+    # Duplicated patches tie exactly, and a zero patch has no direction.
+    patches[0, 40:50], attention[0, 40:50] = patches[0, 10:20], attention[0, 10:20]
+    patches[0, 5] = 0.0
+    text = rng.normal(size=(1, 8)).astype(np.float32)
+    graph = GraphBuilder("select_atp")
+    emit_selection(graph, 60, 8, source)
+    graph.save(tmp_path / "select_atp.onnx")
+    session = ort.InferenceSession(str(tmp_path / "select_atp.onnx"))
+    signals = VisualSignals(cls_attention=attention[0], patch_embeds=patches[0], text_embed=text[0])
+    pruner = atp.Method(alpha=alpha, relevance_source=source)
+    for num_kept in (1, 15, 30, 60):
+        kept, scores = session.run(
+            None,
+            {
+                "cls_attention": attention,
+                "patch_embeds": patches,
+                "text_embed": text,
+                "alpha": np.array(alpha, np.float32),
+                "num_kept": np.array([num_kept], np.int64),
+            },
+        )
+        expected = pruner.select(signals, num_kept)
+        np.testing.assert_array_equal(kept, expected.kept_indices)
+        np.testing.assert_allclose(scores, expected.scores, atol=1e-6)
+
+
+def test_open_clip_text_tower(tmp_path: Path) -> None:
+    """An open_clip model (untrained) gives the same ids and embedding through the exporter."""
+    open_clip = pytest.importorskip("open_clip", reason="needs open_clip_torch")
+    sizes = {"width": 32, "layers": 2}
+    text = {**sizes, "heads": 2, "context_length": 77, "vocab_size": 49408}
+    vision = {**sizes, "image_size": 28, "patch_size": 7, "head_width": 16}
+    card = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
+    (tmp_path / "Tiny-CLIP.json").write_text(json.dumps(card))
+    open_clip.add_model_config(tmp_path / "Tiny-CLIP.json")
+    tower = load_text_tower("open_clip:Tiny-CLIP")
+    graph = GraphBuilder("text")
+    emit_text_tower(graph, tower, dialect="ort-gqa")
+    graph.save(tmp_path / "text.onnx")
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(tower.tokenizer))
+    original = open_clip.get_tokenizer("ViT-B-32")
+    for text in ("What is on the left?", "It's  a café — 3 boxes, don't!\nOK", "日本語 ❤ 12345"):
+        ids = tokenizer.encode(text).ids
+        padded = original([text])[0].tolist()
+        assert ids == padded[: padded.index(tower.eos_token_id) + 1]
+    tokens = np.array([ids], np.int64)
+    with torch.inference_mode():
+        expected = tower.load_reference()(torch.from_numpy(tokens))[0].numpy()
+    session = ort.InferenceSession(str(tmp_path / "text.onnx"))
+    (embed,) = session.run(None, {"input_ids": tokens, "attention_mask": np.ones_like(tokens)})
+    np.testing.assert_allclose(embed[0], expected, atol=1e-5)
+
+
+def test_unknown_open_clip_model() -> None:
+    pytest.importorskip("open_clip", reason="needs open_clip_torch")
+    with pytest.raises(ArtifactError, match=r"no model 'ViT-Z-99'"):
+        load_text_tower("open_clip:ViT-Z-99")
