@@ -1,0 +1,72 @@
+"""Windows of the text encoder and incremental detokenisation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from edge_atp.errors import ArtifactError
+from edge_atp.runtime.manifest import PromptSpec, TextTowerSpec
+from edge_atp.runtime.text import (
+    IncrementalText,
+    PromptTokenizer,
+    TextTowerTokenizer,
+    load_tokenizer,
+)
+
+
+def byte_tokenizer() -> Tokenizer:
+    """One token per byte: characters outside ASCII span several tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<image>"])
+    return tokenizer
+
+
+@pytest.fixture
+def prompt() -> PromptTokenizer:
+    tokenizer = byte_tokenizer()
+    spec = PromptSpec("{image}{question}", "<image>", tokenizer.token_to_id("<image>"), 1000)
+    return PromptTokenizer(tokenizer, spec)
+
+
+def test_no_half_characters_are_shown(prompt: PromptTokenizer) -> None:
+    text = "kühl 箱 🙂"
+    ids = prompt.encode_text(text).tolist()
+    assert len(ids) > len(text)
+    incremental = IncrementalText(prompt)
+    shown = [t for n in range(1, len(ids) + 1) if (t := incremental.update(ids[:n])) is not None]
+    assert shown[-1] == text
+    assert all(text.startswith(part) for part in shown)
+    assert all("\ufffd" not in part for part in shown)
+
+
+def test_image_token_of_another_tokenizer_is_refused() -> None:
+    spec = PromptSpec("{image}{question}", "<image>", 5, 1000)
+    with pytest.raises(ArtifactError, match="image_token_id"):
+        PromptTokenizer(byte_tokenizer(), spec).encode("hm", 1)
+
+
+@pytest.mark.parametrize(("length", "count"), [(0, 1), (1, 1), (14, 1), (15, 2), (29, 3)])
+def test_windows_cover_the_text_evenly(length: int, count: int) -> None:
+    spec = TextTowerSpec(context_length=16, bos_token_id=300, eos_token_id=301, embed_dim=4)
+    text = "".join(chr(ord("a") + i % 26) for i in range(length))
+    windows = TextTowerTokenizer(byte_tokenizer(), spec).windows(text)
+    assert len(windows) == count
+    assert all(w.shape[1] <= 16 and w[0, 0] == 300 and w[0, -1] == 301 for w in windows)
+    body = np.concatenate([w[0, 1:-1] for w in windows])
+    np.testing.assert_array_equal(body, byte_tokenizer().encode(text).ids)
+    sizes = [w.shape[1] for w in windows]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_damaged_tokenizer_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text("{}")
+    with pytest.raises(ArtifactError, match=r"tokenizer.json is no valid tokenizer"):
+        load_tokenizer(path)
