@@ -18,9 +18,13 @@ FLOAT64_WORK = 1 << 24
 
 
 def working_precision(vectors: Array, work: int) -> Array:
-    """The vectors in float64 where ``work`` multiply-adds are few, else in float32."""
+    """The vectors in float64 where they are already or ``work`` multiply-adds are few.
+
+    Otherwise in float32.
+    """
     xp = array_namespace(vectors)
-    return xp.astype(vectors, xp.float64 if work <= FLOAT64_WORK else xp.float32, copy=False)
+    double = vectors.dtype == xp.float64 or work <= FLOAT64_WORK
+    return xp.astype(vectors, xp.float64 if double else xp.float32, copy=False)
 
 
 def inverse_norms(vectors: Array) -> Array:
