@@ -108,9 +108,8 @@ def warehouse(arguments: WarehouseArguments, share: Path) -> list[Process]:
             Process(
                 executable="bag_player",
                 name="bag_player",
-                # The player makes the clock, so it must not follow it.
+                # It makes the clock, so it must not follow it; and it may end: not respawned.
                 parameters={"bag": str(bag), **replay, **arguments.player_parameters},
-                respawn=arguments.use_respawn,
                 **common,
             )
         )

@@ -1,0 +1,210 @@
+"""A client of the VLM node as an outsider would write it: rclpy and edge_atp_msgs, nothing else."""
+
+from __future__ import annotations
+
+import array
+import itertools
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from edge_atp_msgs.msg import Answer, PatchMaskArray, PruneConfig, Query
+from lifecycle_msgs.srv import ChangeState, GetState
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
+from rclpy.parameter_client import AsyncParameterClient
+from rclpy.qos import QoSProfile, qos_profile_sensor_data
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import String
+
+TIMEOUT_S = 20.0
+QUESTION = "what is the gripper holding?"
+_numbers = itertools.count(1)
+
+
+def make_image(pixels: np.ndarray, encoding: str = "rgb8", frame_id: str = "cam") -> Image:
+    """An Image of (height, width, channels) pixels, with a stamp no other image has."""
+    height, width = pixels.shape[:2]
+    data = np.ascontiguousarray(pixels).tobytes()
+    image = Image(height=height, width=width, encoding=encoding, step=len(data) // height)
+    image.data = array.array("B", data)
+    image.header = next_header(frame_id)
+    return image
+
+
+def make_compressed(data: bytes, kind: str) -> CompressedImage:
+    image = CompressedImage(format=kind, data=array.array("B", data))
+    image.header = next_header("cam")
+    return image
+
+
+def next_header(frame_id: str) -> Any:
+    number = next(_numbers)
+    header = Image().header
+    header.stamp.sec, header.stamp.nanosec, header.frame_id = 1000 + number, number, frame_id
+    return header
+
+
+def pattern(height: int = 480, width: int = 640, seed: int = 0) -> np.ndarray:
+    """(height, width, 3) uint8 with smooth colours, so that chroma subsampling keeps them."""
+    rows, cols = np.mgrid[0:height, 0:width]
+    phase = np.random.default_rng(seed).uniform(0, 6, 6)
+    channels = [
+        128 + 100 * np.sin(rows / height * 7 + phase[c]) * np.cos(cols / width * 5 + phase[c + 3])
+        for c in range(3)
+    ]
+    return np.stack(channels, axis=-1).astype(np.uint8)
+
+
+def bits(mask: Any) -> np.ndarray:
+    """(rows, cols) bool of a PatchMask."""
+    packed = np.array(mask.kept, dtype=np.uint8)
+    flat = np.unpackbits(packed, count=mask.grid_rows * mask.grid_cols)
+    return flat.reshape(mask.grid_rows, mask.grid_cols).astype(bool)
+
+
+class VlmClient:
+    """Publishes images and questions, collects everything the node says."""
+
+    def __init__(self, node: str = "/vlm_node", camera: str = "/camera/image_raw") -> None:
+        self._name = node
+        self._context = Context()
+        rclpy.init(context=self._context)
+        self.node = rclpy.create_node(f"client_{next(_numbers)}", context=self._context)
+        self._changed = threading.Condition()
+        self.answers: list[Answer] = []
+        self.partials: list[Answer] = []
+        self.masks: list[PatchMaskArray] = []
+        self.diagnostics: dict[str, dict[str, str]] = {}
+        deep = QoSProfile(depth=2000)
+        self._collect(Answer, f"{node}/answer", deep, self.answers)
+        self._collect(PatchMaskArray, f"{node}/patch_mask", deep, self.masks)
+        self.node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
+        self.images = self.node.create_publisher(Image, camera, qos_profile_sensor_data)
+        self.compressed = self.node.create_publisher(
+            CompressedImage, f"{camera}/compressed", qos_profile_sensor_data
+        )
+        self._queries = self.node.create_publisher(Query, f"{node}/query", deep)
+        self._texts = self.node.create_publisher(String, f"{node}/query_text", deep)
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self.node)
+        self._thread = threading.Thread(target=self._executor.spin, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._executor.shutdown()
+        self._thread.join(5.0)
+        self.node.destroy_node()
+        rclpy.shutdown(context=self._context)
+
+    def wait_until_active(self) -> None:
+        """Wait until the node has matched every publisher and subscription of this client."""
+        publishers = (self.images, self.compressed, self._queries, self._texts)
+        self.wait(lambda: all(p.get_subscription_count() for p in publishers), "node is active")
+        topics = (f"{self._name}/answer", f"{self._name}/patch_mask", "/diagnostics")
+        self.wait(lambda: all(self.node.count_publishers(t) for t in topics), "node publishes")
+        time.sleep(0.3)  # what this side has matched, the other side may match a moment later
+
+    def wait(self, holds: Callable[[], Any], what: str, timeout_s: float = TIMEOUT_S) -> Any:
+        """Wait until ``holds`` returns something true; return it."""
+        end = time.monotonic() + timeout_s
+        with self._changed:
+            while not (result := holds()):
+                if time.monotonic() > end:
+                    raise AssertionError(f"timeout after {timeout_s} s: {what}")
+                self._changed.wait(0.05)
+            return result
+
+    def listen(self, kind: type, topic: str, qos: Any = 10) -> list[Any]:
+        """Subscribe; returns the list that fills up. Waits until a publisher is matched."""
+        received: list[Any] = []
+        self._collect(kind, topic, qos, received)
+        self.wait(lambda: self.node.count_publishers(topic), f"publisher of {topic}")
+        time.sleep(0.3)
+        return received
+
+    def send(self, text: str = QUESTION, **fields: Any) -> str:
+        """Publish a question; returns its id."""
+        prune = fields.pop("prune", None)
+        query_id = fields.pop("query_id", f"test-{next(_numbers)}")
+        query = Query(query_id=query_id, text=text, **fields)
+        if prune:
+            query.prune = PruneConfig(**prune)
+        self._queries.publish(query)
+        return query_id
+
+    def send_text(self, text: str) -> None:
+        self._texts.publish(String(data=text))
+
+    def ask(self, text: str = QUESTION, **fields: Any) -> Answer:
+        """Publish a question and wait for its answer."""
+        return self.answer_to(self.send(text, **fields))
+
+    def ask_about(self, image: Image | CompressedImage, text: str = QUESTION, **fields: Any) -> Any:
+        """Publish an image, then a question about it, and wait for the answer."""
+        publisher = self.images if isinstance(image, Image) else self.compressed
+        publisher.publish(image)
+        return self.ask(text, **fields)
+
+    def answer_to(self, query_id: str) -> Answer:
+        return self.wait(
+            lambda: next((a for a in self.answers if a.query_id == query_id), None),
+            f"answer to {query_id}",
+        )
+
+    def mask_of(self, answer: Answer) -> PatchMaskArray:
+        key = (answer.query_id, answer.sequence)
+        return self.wait(
+            lambda: next((m for m in self.masks if (m.query_id, m.sequence) == key), None),
+            f"mask of {key}",
+        )
+
+    def diagnostic(self, name: str, key: str) -> str:
+        """A value of the newest diagnostics that arrive after this call."""
+        with self._changed:
+            self.diagnostics.pop(name, None)
+        return self.wait(lambda: self.diagnostics.get(name), f"diagnostics of {name}")[key]
+
+    def set_parameter(self, name: str, value: Any) -> Any:
+        """Set a parameter of the node; returns the SetParametersResult."""
+        client = AsyncParameterClient(self.node, self._name)
+        assert client.wait_for_services(TIMEOUT_S)
+        future = client.set_parameters([Parameter(name, value=value)])
+        return self.wait(future.result, f"parameter {name}").results[0]
+
+    def change_state(self, transition: int) -> bool:
+        request = ChangeState.Request()
+        request.transition.id = transition
+        return self.call(ChangeState, "change_state", request).success
+
+    def state(self) -> str:
+        return self.call(GetState, "get_state", GetState.Request()).current_state.label
+
+    def call(self, kind: Any, name: str, request: Any) -> Any:
+        client = self.node.create_client(kind, f"{self._name}/{name}")
+        assert client.wait_for_service(TIMEOUT_S), f"no service {name}"
+        future = client.call_async(request)
+        try:
+            return self.wait(future.result, f"service {name}")
+        finally:
+            self.node.destroy_client(client)
+
+    def _collect(self, kind: type, topic: str, qos: Any, into: list[Any]) -> None:
+        def store(message: Any) -> None:
+            with self._changed:
+                into.append(message)
+                self._changed.notify_all()
+
+        self.node.create_subscription(kind, topic, store, qos)
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        with self._changed:
+            for status in message.status:
+                values = {entry.key: entry.value for entry in status.values}
+                self.diagnostics[status.name] = values | {"message": status.message}
+            self._changed.notify_all()
