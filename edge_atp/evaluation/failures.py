@@ -133,6 +133,14 @@ def _caption(failure: Failure, arm: str) -> str:
         "dense": failure.dense or "(empty)",
     }
     lines = (
-        textwrap.shorten(f"{name}: {text}", 92, placeholder=" …") for name, text in fields.items()
+        textwrap.shorten(f"{name}: {_printable(text)}", 92, placeholder=" …")
+        for name, text in fields.items()
     )
     return "\n".join(textwrap.fill(line, 40, subsequent_indent="   ") for line in lines)
+
+
+def _printable(text: str) -> str:
+    """A broken model answers in control characters, which no font can draw."""
+    return "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )

@@ -1,4 +1,8 @@
-"""Does the selection keep what the question is about?"""
+"""Does the selection keep what the question is about?
+
+A method that merges tokens (pooling, for one) is judged by the patches it names as kept, although
+its tokens may hold something of the others.
+"""
 
 from __future__ import annotations
 

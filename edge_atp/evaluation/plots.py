@@ -122,8 +122,9 @@ def _robustness(summary: dict[str, Any], path: Path) -> Path:
     for axes, panel in zip(grid.flat, panels, strict=False):
         conditions = reworded if panel == "wording" else [f"{panel}@{s}" for s in SEVERITIES]
         for name in names:
-            clean = 100 * summary["arms"][name]["exact"]["value"]
             values = [100 * robustness[c][name]["exact"]["value"] for c in conditions]
+            # Of the same questions: fewer images are disturbed than are asked clean.
+            clean = values[0] - 100 * robustness[conditions[0]][name]["minus_clean"]["value"]
             axes.plot(
                 range(len(conditions) + 1),
                 [clean, *values],

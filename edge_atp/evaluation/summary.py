@@ -6,7 +6,6 @@ The result is plain JSON; tables, plots, README and model card take their number
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -143,7 +142,14 @@ def _robustness(
 
 def _calibration(table: ScoreTable, column: int) -> dict[str, Any] | None:
     result = calibration(table.confidence[table.short, column], table.score[table.short, column])
-    return asdict(result) if result else None
+    if result is None:
+        return None
+    return {
+        "ece": result.ece,
+        "counts": list(result.counts),
+        "accuracies": list(result.accuracies),
+        "confidences": list(result.confidences),
+    }
 
 
 def _latency(seconds: Floats) -> dict[str, float]:

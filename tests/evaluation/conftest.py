@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -58,3 +59,27 @@ def squares(tmp_path: Path) -> Path:
 @pytest.fixture
 def squares_dataset(squares: Path) -> LabelledDataset:
     return LabelledDataset.open(squares)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory with random weights and a 4 x 4 patch grid; treat as read-only."""
+    torch = pytest.importorskip("torch", reason="the exporter needs the `export` extra (torch)")
+    pytest.importorskip("transformers", reason="the exporter needs the `export` extra")
+    torch.set_num_threads(1)
+    sys.path.append(str(Path(__file__).parents[1] / "export"))
+    from tiny_checkpoints import PROMPT, llm_config, save_llava, save_text_tower
+
+    from export.recipe import export_model
+    from export.settings import ExportSettings
+
+    folder = tmp_path_factory.mktemp("tiny_model")
+    settings = ExportSettings(
+        save_llava(folder / "llava", llm_config("llama")),
+        text_tower=str(save_text_tower(folder / "text_tower")),
+        prompt=PROMPT,
+        max_text_tokens=96,
+        max_kv=124,
+        parity_new_tokens=2,
+    )
+    return export_model(settings, folder / "model", progress=lambda step: None).path

@@ -1,0 +1,226 @@
+"""From answers of known quality to numbers, tables, pictures, defaults."""
+
+import io
+import json
+
+import cv2
+import numpy as np
+import pytest
+from rich.console import Console
+
+from edge_atp.cli import main
+from edge_atp.errors import ConfigError, DatasetError
+from edge_atp.evaluation.arms import Arm, dense_arm
+from edge_atp.evaluation.conditions import robustness_conditions
+from edge_atp.evaluation.dataset import LabelledDataset
+from edge_atp.evaluation.defaults_yaml import write_yaml
+from edge_atp.evaluation.failures import find_failures, write_failure_sheet
+from edge_atp.evaluation.plots import curves, write_plots
+from edge_atp.evaluation.records import ArmAnswer, Record
+from edge_atp.evaluation.scores import build_table
+from edge_atp.evaluation.summary import summarise
+from edge_atp.evaluation.tables import print_summary
+
+ARMS = (dense_arm(16), Arm("atp", 8), Arm("atp", 4), Arm("random", 8), Arm("random", 4))
+DISTURBED = (ARMS[0], ARMS[2])
+
+
+def answer(example, right: bool, arm: Arm) -> ArmAnswer:
+    text = example.answer if right else "wrong"
+    kept = None if example.target is None else arm.num_kept / 16
+    return ArmAnswer(text, 0.9 if right else 0.4, arm.num_kept, kept, arm.num_kept / 1000)
+
+
+def made_up(dataset: LabelledDataset, wrong: dict[str, set[int]]) -> list[Record]:
+    """Clean answers: right but on the lines given per arm."""
+    return [
+        Record(
+            e.line,
+            "clean",
+            {a.name: answer(e, e.line not in wrong.get(a.name, ()), a) for a in ARMS},
+        )
+        for e in dataset.examples
+    ]
+
+
+@pytest.fixture
+def records(squares_dataset) -> list[Record]:
+    # Lines 1, 4, 7... ask for a colour, 2, 5, 8... for a place, 3, 6, 9... for a caption.
+    wrong = {"random@4": {1, 2, 4, 5, 7, 3}, "random@8": {1}, "dense": {2}, "atp@4": {2, 5}}
+    clean = made_up(squares_dataset, wrong)
+    disturbed = [
+        Record(e.line, c.name, {a.name: answer(e, e.line != 1, a) for a in DISTURBED})
+        for c in robustness_conditions(squares_dataset.examples)
+        for e in squares_dataset.examples[:6]
+        if c.question(e)
+    ]
+    return [*clean, *disturbed]
+
+
+@pytest.fixture
+def summary(squares_dataset, records):
+    return summarise(squares_dataset, records, ARMS, DISTURBED, num_draws=300)
+
+
+def test_numbers_by_hand(summary):
+    arms = summary["arms"]
+    assert summary["num_images"] == 6
+    assert arms["dense"]["exact"]["value"] == pytest.approx(11 / 12)
+    assert arms["random@4"]["exact"]["value"] == pytest.approx(7 / 12)
+    assert arms["random@4"]["minus_dense"]["value"] == pytest.approx(-4 / 12)
+    assert arms["random@4"]["families"]["colour"]["value"] == pytest.approx(3 / 6)
+    assert arms["random@4"]["token_f1"]["value"] == pytest.approx(5 / 6)
+    assert arms["atp@4"]["grounding"]["value"] == 0.25
+    assert arms["atp@4"]["grounding"]["count"] == 12
+    # Of 18 answers: dense is wrong on line 2 as atp@4 is, which differs on line 5 alone.
+    assert arms["atp@4"]["agreement"]["value"] == pytest.approx(17 / 18)
+    assert arms["dense"]["latency_ms"]["p50"] == pytest.approx(16.0)
+    assert arms["dense"]["calibration"]["ece"] == pytest.approx((11 * 0.1 + 0.4) / 12)
+    pair = summary["paired"]["atp@4 - random@4"]
+    assert pair["value"] == pytest.approx(10 / 12 - 7 / 12)
+    assert pair["low"] <= pair["value"] <= pair["high"]
+    assert "atp@4 - random@8" not in summary["paired"]
+
+
+def test_robustness_is_paired_with_the_same_questions_clean(summary):
+    blurred = summary["robustness"]["blur@3"]
+    # Four short questions, line 1 wrong; clean dense is wrong on line 2, atp@4 on 2 and 5.
+    assert blurred["dense"]["exact"]["value"] == pytest.approx(3 / 4)
+    assert blurred["dense"]["minus_clean"]["value"] == pytest.approx(0.0)
+    assert blurred["atp@4"]["minus_clean"]["value"] == pytest.approx(3 / 4 - 2 / 4)
+    assert summary["robustness"]["paraphrase"]["dense"]["exact"]["count"] == 2
+
+
+def test_summary_is_plain_json(summary):
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+
+
+def test_no_record_is_no_number(squares_dataset):
+    summary = summarise(squares_dataset, [], ARMS)
+    assert summary["num_questions"] == 0
+    print_summary(summary, Console(file=io.StringIO()))
+
+
+def test_a_record_of_other_arms_is_refused(squares_dataset, records):
+    with pytest.raises(DatasetError, match=r"line 1 \(clean\) does not fit"):
+        build_table(squares_dataset, records, "clean", ["dense", "tome@4"])
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_tables_show_the_numbers(summary, width):
+    out = io.StringIO()
+    print_summary(summary, Console(file=out, width=width))
+    text = out.getvalue()
+    assert "91.7" in text  # dense
+    assert "58.3" in text  # random@4
+    assert "atp@4 - random@4" in text
+    assert "+25.0 [" in text
+    assert "paraphrase" in text
+
+
+def test_curves_start_at_dense(summary):
+    points = curves(summary["arms"], "exact")["atp"]
+    assert [point["num_kept"] for point in points] == [16, 8, 4]
+
+
+def test_pictures_are_drawn(tmp_path, squares_dataset, records, summary):
+    pytest.importorskip("matplotlib", reason="plots need the `evaluation` extra")
+    written = write_plots(summary, tmp_path)
+    failures = find_failures(squares_dataset, records, "random@4")
+    written.append(write_failure_sheet(squares_dataset, failures, "random@4", tmp_path / "f.png"))
+    assert {path.name for path in written} == {
+        "accuracy_vs_tokens.png",
+        "accuracy_vs_latency.png",
+        "reliability.png",
+        "grounding.png",
+        "robustness.png",
+        "f.png",
+    }
+    for path in written:
+        picture = cv2.imread(str(path))
+        assert min(picture.shape[:2]) > 300
+        assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 20  # not a blank sheet
+
+
+def test_failures_are_prunings_own_first_and_families_take_turns(squares_dataset, records):
+    failures = find_failures(squares_dataset, records, "random@4", count=4)
+    assert [f.example.line for f in failures] == [1, 5, 4, 7]
+    assert all(f.dense_right for f in failures)
+    assert failures[0].answer == "wrong"
+    assert failures[0].target_kept == 0.25
+    last = find_failures(squares_dataset, records, "random@4")[-1]
+    assert (last.example.line, last.dense_right) == (2, False)
+    nothing = find_failures(squares_dataset, records, "atp@8")
+    assert nothing == []
+    assert write_failure_sheet(squares_dataset, nothing, "atp@8", squares_dataset.path) is None
+
+
+def test_yaml_keeps_comments_and_other_sections(tmp_path):
+    path = tmp_path / "model.yaml"
+    path.write_text(
+        "# a model\nexport:\n  checkpoint: weights  # here\n  alpha: 0.5  # measured\n\n"
+        "other:\n  alpha: 9\n"
+    )
+    write_yaml(path, {"alpha": 0.75, "relevance_source": "negated", "keep_ratio": 0.25, "x": 1})
+    assert path.read_text() == (
+        "# a model\nexport:\n  relevance_source: negated\n  keep_ratio: 0.25\n"
+        "  checkpoint: weights  # here\n  alpha: 0.75  # measured\n\nother:\n  alpha: 9\n"
+    ) or path.read_text() == (
+        "# a model\nexport:\n  keep_ratio: 0.25\n  relevance_source: negated\n"
+        "  checkpoint: weights  # here\n  alpha: 0.75  # measured\n\nother:\n  alpha: 9\n"
+    )
+    (tmp_path / "other.yaml").write_text("model: x\n")
+    with pytest.raises(ConfigError, match="must have a section `export`"):
+        write_yaml(tmp_path / "other.yaml", {})
+
+
+def test_the_command_writes_the_whole_report(tmp_path, squares, tiny_model, capsys):
+    out = tmp_path / "report"
+    arguments = ["evaluate", str(squares), "--model", str(tiny_model), "--out", str(out)]
+    arguments += ["--methods", "atp", "--keep", "16,8,4", "--max-new-tokens", "2"]
+    robust = ["--robustness", "--robustness-keep", "4", "--robustness-limit", "1"]
+    assert main([*arguments, *robust, "--threads", "1"]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert set(summary["arms"]) == {
+        "dense",
+        *(f"{method}@{keep}" for method in ("atp", "random", "spatial") for keep in (8, 4)),
+    }
+    assert len(summary["robustness"]) == 26
+    assert summary["run"]["complete"] is True
+    assert summary["run"]["dataset"]["images"] == 6
+    assert (out / "accuracy_vs_tokens.png").exists()
+    assert "exact match" in capsys.readouterr().out
+    # The same again is refused, resuming has nothing left to do.
+    assert main([*arguments, *robust]) == 2
+    assert "already holds records.jsonl" in capsys.readouterr().err
+    assert main([*arguments, *robust, "--resume", "--no-plots"]) == 0
+    again = json.loads((out / "summary.json").read_text())
+    assert again["arms"] == summary["arms"]
+
+
+def test_the_command_names_the_bad_line(squares, tiny_model, tmp_path, capsys):
+    (squares / "questions.jsonl").write_text("")
+    status = main(
+        ["evaluate", str(squares), "--model", str(tiny_model), "--out", str(tmp_path / "o")]
+    )
+    assert status == 2
+    assert "questions.jsonl: empty" in capsys.readouterr().err
+
+
+def test_sweeping_defaults_states_and_writes_its_choice(tmp_path, squares, tiny_model, capsys):
+    model_yaml = tmp_path / "model.yaml"
+    model_yaml.write_text("export:\n  checkpoint: weights\n")
+    out = tmp_path / "sweep"
+    arguments = ["evaluate", str(squares), "--model", str(tiny_model), "--out", str(out)]
+    arguments += ["--keep", "8,4", "--max-new-tokens", "2", "--limit", "3"]
+    assert main([*arguments, "--sweep-defaults", "--write-defaults", str(model_yaml)]) == 0
+    result = json.loads((out / "defaults.json").read_text())
+    assert len(result["candidates"]) == 10  # five alphas, raw and negated
+    # A random model is never right, so every setting is equally good and alpha 0.5 is taken.
+    assert result["chosen"]["alpha"] == 0.5
+    assert result["chosen"]["keep_ratio"] == 0.25
+    assert "paired bootstrap" in result["rule"]
+    assert (out / "defaults.png").exists()
+    assert "alpha: 0.5" in model_yaml.read_text()
+    assert "chosen" in capsys.readouterr().out
+    assert main([*arguments, "--write-defaults", str(model_yaml)]) == 2
