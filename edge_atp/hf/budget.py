@@ -1,0 +1,36 @@
+"""The keep budget of ``attach``: a count or a share, per image or per tile."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from edge_atp.budget import ratio_to_tokens
+from edge_atp.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Keep:
+    """How many visual tokens stay.
+
+    value: an int K (a larger K than there are tokens is an error), or a share in (0, 1].
+    per_tile: the budget holds for every tile or frame instead of the whole image or video.
+    """
+
+    value: int | float
+    per_tile: bool = True
+
+    def __post_init__(self) -> None:
+        value = self.value
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ConfigError(f"keep is {value!r}; give a number of tokens or a share in (0, 1]")
+        if isinstance(value, int) and value < 1:
+            raise ConfigError(f"keep is {value}; at least one visual token must stay")
+        if isinstance(value, float) and not (math.isfinite(value) and 0.0 < value <= 1.0):
+            raise ConfigError(f"keep is {value}; a share must be in (0, 1], a count an int")
+
+    def num_kept(self, num_tokens: int) -> int:
+        """K for ``num_tokens`` visual tokens."""
+        if isinstance(self.value, int):
+            return self.value
+        return ratio_to_tokens(self.value, num_tokens)

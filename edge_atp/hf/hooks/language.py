@@ -1,0 +1,203 @@
+"""The entrance of the language model: dropped visual tokens leave, positions and mask follow.
+
+``generate`` keeps counting the tokens of the full prompt. This hook translates: it removes the NaN
+rows that pruning left, cuts positions and mask alike, and remembers per KV cache which of the
+caller's tokens the cache really holds, so that decoding and further turns stay aligned.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from edge_atp.errors import ConfigError, InferenceError
+from edge_atp.hf.family import Host, Tensor
+from edge_atp.hf.hooks.installation import Installation
+from edge_atp.hf.hooks.rows import RowCut
+
+
+@dataclass
+class CacheState:
+    """What a KV cache holds of the caller's token sequence.
+
+    seen: tokens of the caller's sequence processed so far.
+    held: rows in the cache's first layer.
+    valid: (B, held) bool, rows that are not padding.
+    dropped: (B, 1) int64, visual tokens left out so far.
+    """
+
+    seen: int
+    held: int
+    valid: Tensor
+    dropped: Tensor
+
+
+@dataclass
+class Step:
+    """One forward of the language model, after the cut.
+
+    visual: (B, m) bool, rows that are visual tokens.
+    valid: (B, held + m) bool, keys that are not padding.
+    """
+
+    visual: Tensor
+    valid: Tensor
+    cache: Any | None
+    pruned: bool
+
+
+class LanguageEntrance:
+    """Hooks on the inner model (to learn the ids) and on the language model (to cut)."""
+
+    def __init__(self, host: Host, position_policy: str) -> None:
+        self._host = host
+        self._policy = position_policy
+        self._states: weakref.WeakKeyDictionary[Any, CacheState] = weakref.WeakKeyDictionary()
+        self._visual: Tensor | None = None
+        # Tokens of the running generate() call that its cache has not seen, set by the wrapper.
+        self.new_tokens: int | None = None
+        self.step: Step | None = None
+
+    def install(self, installation: Installation) -> None:
+        """Register the hooks."""
+        installation.before(self._host.inner, self._before_inner)
+        installation.before(self._host.language_model, self._before_language_model)
+
+    def state(self, cache: Any) -> CacheState | None:
+        """The state of a cache, None when it is new."""
+        return None if cache is None else self._states.get(cache)
+
+    def _before_inner(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Learn where visual tokens are; leave only tokens that the cache has not seen."""
+        if args:
+            kwargs = {**kwargs, "input_ids": args[0]}
+        new = self._count_new(kwargs)
+        for name in ("input_ids", "position_ids", "mm_token_type_ids"):
+            value = kwargs.get(name)
+            if value is not None and new is not None and value.shape[-1] > new:
+                kwargs[name] = value[..., -new:]
+        embeds = kwargs.get("inputs_embeds")
+        if embeds is not None and new is not None and embeds.shape[1] > new:
+            kwargs["inputs_embeds"] = embeds[:, -new:]
+        ids = kwargs.get("input_ids")
+        self._visual = None if ids is None else self._is_visual(ids)
+        return args[1:], kwargs
+
+    def _count_new(self, kwargs: dict[str, Any]) -> int | None:
+        """How many of the given tokens are new; None where all are.
+
+        ``generate`` slices a continued conversation by the cache's length, which is shorter than
+        what was processed, so it hands over tokens of earlier turns again.
+        """
+        state = self.state(kwargs.get("past_key_values"))
+        new, self.new_tokens = self.new_tokens, None
+        if state is None:
+            return None
+        mask = kwargs.get("attention_mask")
+        if new is None and mask is not None and mask.ndim == 2:
+            new = mask.shape[1] - state.seen
+        if new is not None and new < 1:
+            raise InferenceError(
+                f"the KV cache has processed {state.seen} tokens and none of the given ones is"
+                " new; pass the conversation with at least one token after it"
+            )
+        return new
+
+    def _is_visual(self, ids: Tensor) -> Tensor:
+        choices = torch.tensor(list(self._host.placeholder_ids.values()), device=ids.device)
+        return torch.isin(ids, choices)
+
+    def _before_language_model(
+        self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Cut the visual tokens that pruning dropped."""
+        embeds = kwargs["inputs_embeds"]
+        cache = kwargs.get("past_key_values")
+        _check_cache(cache)
+        state = self.state(cache)
+        self._check_length(cache, state)
+        batch, length = embeds.shape[:2]
+        seen = 0 if state is None else state.seen
+        new_valid = _new_part(kwargs.get("attention_mask"), seen, batch, length, embeds.device)
+        # A decoding step carries one text token; looking for NaN there would only cost a sync.
+        keep = ~torch.isnan(embeds[..., 0]) if length > 1 else torch.ones_like(new_valid)
+        visual = torch.zeros_like(keep) if self._visual is None else self._visual
+        pruned = state is not None and bool((state.dropped > 0).any())
+        dropped = state.dropped if state is not None else new_valid.new_zeros((batch, 1)).long()
+        if length > 1 and not bool(keep.all()):
+            cut = RowCut.from_mask(keep)
+            positions = self._positions(kwargs, keep, dropped, seen)
+            kwargs = {
+                **kwargs,
+                "inputs_embeds": cut.rows(embeds),
+                "position_ids": cut.positions(positions),
+            }
+            new_valid, visual = cut.flags(new_valid), cut.flags(visual)
+            dropped = dropped + (~keep).sum(1, keepdim=True)
+            pruned = True
+        elif pruned:
+            kwargs = {**kwargs, "position_ids": self._positions(kwargs, keep, dropped, seen)}
+        valid = new_valid if state is None else torch.cat((state.valid, new_valid), dim=1)
+        if pruned:
+            kwargs["attention_mask"] = self._mask(valid, cache)
+        self.step = Step(visual, valid, cache, pruned)
+        if cache is not None:
+            self._states[cache] = CacheState(seen + length, valid.shape[1], valid, dropped)
+        return args, kwargs
+
+    def _positions(
+        self, kwargs: dict[str, Any], keep: Tensor, dropped: Tensor, seen: int
+    ) -> Tensor:
+        """Position ids of the tokens given, under the position policy, before the cut."""
+        positions = kwargs.get("position_ids")
+        if positions is None:
+            positions = torch.arange(seen, seen + keep.shape[1], device=keep.device)[None]
+        positions = positions.expand(*positions.shape[:-2], *keep.shape)
+        if self._policy == "original":
+            return positions
+        before = dropped + (~keep).cumsum(1)
+        return (positions - before).clamp(min=0)
+
+    @staticmethod
+    def _mask(valid: Tensor, cache: Any) -> Tensor | None:
+        # Without a cache an absent mask would make transformers read gaps in the position ids as
+        # boundaries of packed sequences.
+        if cache is not None and bool(valid.all()):
+            return None
+        return valid.long()
+
+    @staticmethod
+    def _check_length(cache: Any, state: CacheState | None) -> None:
+        held = 0 if cache is None else int(cache.get_seq_length())
+        expected = 0 if state is None else state.held
+        if held != expected:
+            raise InferenceError(
+                f"the KV cache holds {held} tokens where {expected} were written while pruning was"
+                " attached; caches that were cropped, or filled before attach, cannot be continued"
+            )
+
+
+def _check_cache(cache: Any) -> None:
+    if cache is not None and getattr(cache, "is_compileable", False):
+        raise ConfigError(
+            f"past_key_values is a {type(cache).__name__}, which has one length for all steps;"
+            " pruned generation needs a DynamicCache (the default cache_implementation)"
+        )
+
+
+def _new_part(mask: Any, seen: int, batch: int, length: int, device: Any) -> Tensor:
+    """(B, length) bool: which of the new tokens are not padding."""
+    if mask is None:
+        return torch.ones((batch, length), dtype=torch.bool, device=device)
+    if isinstance(mask, dict) or mask.ndim != 2:
+        raise ConfigError(
+            "attention_mask must be 2-dimensional (batch, tokens) while visual tokens are pruned"
+        )
+    if mask.shape[1] not in (length, seen + length):
+        raise ConfigError(
+            f"attention_mask has {mask.shape[1]} columns; {seen + length} tokens were given so far"
+        )
+    return mask[:, -length:].to(device=device, dtype=torch.bool)

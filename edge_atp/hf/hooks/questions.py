@@ -1,0 +1,129 @@
+"""Which question belongs to which image of a vision call, and its embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from edge_atp.errors import ConfigError, InvalidQueryError
+from edge_atp.hf.family import ImageLayout, Module, Tensor
+from edge_atp.hf.hooks.signals import QuestionSignals
+from edge_atp.hf.text.question import question_from_ids
+from edge_atp.hf.text.tower import TextTower
+
+
+class Questions:
+    """The questions of the running call: given explicitly, or read from the prompts.
+
+    samples: for each image of the last lookup, the prompt (batch row) it belongs to.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        placeholder_ids: Mapping[str, int],
+        embeddings: Module,
+        text_tower: TextTower | None,
+        needs: frozenset[str],
+    ) -> None:
+        """
+        Args:
+            tokenizer: the processor's tokenizer.
+            placeholder_ids: token id of each modality's placeholder.
+            embeddings: the language model's input embedding.
+            text_tower: embeds questions in CLIP's joint space, None when no method asks for it.
+            needs: which of text_embed, clip_text_tokens and text_tokens to compute.
+        """
+        self._tokenizer = tokenizer
+        self._placeholders = placeholder_ids
+        self._embeddings = embeddings
+        self._tower = text_tower
+        self._needs = needs
+        self._ids: Tensor | None = None
+        self._given: list[str] | None = None
+        self.samples: list[int] = []
+
+    def set_prompt(self, ids: Tensor | None) -> None:
+        """Token ids (B, n) of the prompts that the next vision call belongs to."""
+        self._ids = ids
+
+    def set_given(self, questions: str | Sequence[str] | None) -> None:
+        """Questions to use instead of the prompts' text: one for all, or one per prompt."""
+        if questions is None:
+            self._given = None
+        else:
+            self._given = [questions] if isinstance(questions, str) else list(questions)
+
+    def lookup(self, modality: str, layouts: Sequence[ImageLayout]) -> list[QuestionSignals]:
+        """The question of each image of a vision call.
+
+        Raises:
+            InvalidQueryError: a method needs the question and there is none, or an empty one.
+        """
+        self.samples = self._sample_of_each(modality, layouts)
+        if not self._needs:
+            return [QuestionSignals()] * len(layouts)
+        cache: dict[str, QuestionSignals] = {}
+        texts = [self.text(sample) for sample in self.samples]
+        for text in set(texts):
+            with torch.no_grad():
+                cache[text] = self._embed(text)
+        return [cache[text] for text in texts]
+
+    def text(self, sample: int) -> str:
+        """The question of one prompt.
+
+        Raises:
+            InvalidQueryError: there is none.
+        """
+        if self._given is not None:
+            if len(self._given) > 1 and sample >= len(self._given):
+                raise InvalidQueryError(
+                    f"{len(self._given)} questions were given, prompt {sample} has none; give one"
+                    " for all or one per prompt"
+                )
+            return self._given[sample if len(self._given) > 1 else 0]
+        if self._ids is None:
+            raise InvalidQueryError(
+                "the pruning method needs the question, but the prompt's input_ids are not known"
+                " here; pass question=... to generate, or call handle.set_question"
+            )
+        row = self._ids[sample].tolist()
+        text = question_from_ids(row, self._tokenizer, self._placeholders.values())
+        if not text:
+            raise InvalidQueryError(
+                f"prompt {sample} holds no question text besides its template; pass question=..."
+            )
+        return text
+
+    def _sample_of_each(self, modality: str, layouts: Sequence[ImageLayout]) -> list[int]:
+        """Images fill placeholders in prompt order: find the prompt each one starts in."""
+        if self._ids is None:
+            return [0] * len(layouts)
+        counts = (self._ids == self._placeholders[modality]).sum(1)
+        ends = counts.cumsum(0)
+        needed = sum(layout.num_placeholders for layout in layouts)
+        if int(ends[-1]) != needed:
+            raise ConfigError(
+                f"the prompts hold {int(ends[-1])} {modality} placeholder tokens, the {modality}s"
+                f" give {needed}; expand the prompt with the model's processor"
+            )
+        starts, position = [], 0
+        for layout in layouts:
+            starts.append(position)
+            position += layout.num_placeholders
+        found = torch.searchsorted(ends, torch.tensor(starts, device=ends.device), right=True)
+        return [int(sample) for sample in found]
+
+    def _embed(self, text: str) -> QuestionSignals:
+        embed = clip_tokens = text_tokens = None
+        if self._needs & {"text_embed", "clip_text_tokens"} and self._tower is not None:
+            encoding = self._tower.encode(text)
+            embed, clip_tokens = encoding.embed, encoding.tokens
+        if "text_tokens" in self._needs:
+            ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+            weight = self._embeddings.weight
+            text_tokens = self._embeddings(torch.tensor(ids, device=weight.device))
+        return QuestionSignals(embed, clip_tokens, text_tokens)

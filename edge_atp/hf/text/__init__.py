@@ -1,0 +1,1 @@
+"""The question: finding it in a prompt, and embedding it in CLIP's joint space."""

@@ -1,0 +1,96 @@
+"""CLIP and SigLIP text towers from ``transformers``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from edge_atp.errors import ConfigError
+from edge_atp.hf.family import Module, Tensor, VisionTower
+from edge_atp.hf.text.tower import TextEncoding, TextTower, post_norm, windows
+
+
+class TransformersTower(TextTower):
+    """A loaded ``CLIPModel`` or ``SiglipModel`` with its fast tokenizer.
+
+    A ``CLIPTextModelWithProjection`` embeds text but has no visual projection; it serves methods
+    that need no joint-space patches.
+    """
+
+    def __init__(self, model: Module, tokenizer: Any) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise ConfigError(
+                "the text tower's tokenizer reports no character offsets; use its fast version"
+            )
+        self._model = model
+        self._tokenizer = tokenizer
+        self._text = model.text_model
+        self._size = int(self._text.config.max_position_embeddings)
+        self._prefix, self._suffix = _special_ids(tokenizer)
+
+    @classmethod
+    def from_name(cls, name: str) -> TransformersTower:
+        """Load a checkpoint by its Hugging Face name or folder."""
+        from transformers import AutoModel, AutoTokenizer
+
+        return cls(AutoModel.from_pretrained(name).eval(), AutoTokenizer.from_pretrained(name))
+
+    def encode(self, text: str) -> TextEncoding:
+        """Windows of the context length, averaged."""
+        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        spans = [(int(start), int(end)) for start, end in encoded["offset_mapping"]]
+        room = self._size - len(self._prefix) - len(self._suffix)
+        with torch.no_grad():
+            parts = [self._window(ids) for ids in windows(encoded["input_ids"], room)]
+        embed = torch.stack([embed for embed, _ in parts]).mean(0)
+        return TextEncoding(embed, torch.cat([tokens for _, tokens in parts]), spans)
+
+    def _window(self, ids: list[int]) -> tuple[Tensor, Tensor]:
+        """One window: its pooled embedding (P,) and its tokens' (M', P)."""
+        full = [*self._prefix, *ids, *self._suffix]
+        start = len(self._prefix)
+        if self._reads_padding:
+            full = full + [self._tokenizer.pad_token_id] * (self._size - len(full))
+        device = next(self._model.parameters()).device
+        output = self._text(input_ids=torch.tensor([full], device=device))
+        states = output.last_hidden_state[0, start : start + len(ids)]
+        pooled = output.pooler_output[0]
+        if self._reads_padding:
+            return pooled, self._text.head(states)
+        return self._model.text_projection(pooled), self._model.text_projection(states)
+
+    @property
+    def _reads_padding(self) -> bool:
+        """SigLIP pools the last position of the padded text through its own head."""
+        return hasattr(self._text, "head")
+
+    def project_patches(self, patches: Tensor, vision: VisionTower) -> Tensor:
+        """Final normalisation and visual projection, or SigLIP's pooling head."""
+        if self._reads_padding:
+            return self._pooling_head(patches, vision)
+        if not hasattr(self._model, "visual_projection"):
+            raise ConfigError(
+                f"text tower {type(self._model).__name__} has no visual projection, which patches"
+                " need to enter CLIP's joint space; give the full CLIPModel"
+            )
+        projection = self._model.visual_projection
+        states = post_norm(patches, vision)
+        return projection(states.to(projection.weight.dtype))
+
+    def _pooling_head(self, patches: Tensor, vision: VisionTower) -> Tensor:
+        """SigLIP: what the attention-pooling head gives for an image of this one patch."""
+        head = self._model.vision_model.head
+        states = post_norm(patches, vision).to(head.layernorm.weight.dtype)
+        flat = states.reshape(-1, 1, states.shape[-1])
+        return head(flat).view(states.shape)
+
+
+def _special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Ids that the tokenizer puts before and after a text."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    for start in range(len(full) - len(plain) + 1):
+        if full[start : start + len(plain)] == plain:
+            return full[:start], full[start + len(plain) :]
+    raise ConfigError("the text tower's tokenizer changes its tokens when it adds special ones")

@@ -1,0 +1,141 @@
+"""Small models of each family from their real config classes, with random weights."""
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
+
+# Tiny matrices: threads cost more than they give.
+torch.set_num_threads(1)
+
+CORPUS = [
+    "USER: is there a red box on the shelf? ASSISTANT: yes",
+    "what is in front of the forklift, and how many pallets are blue?",
+    "Question: which aisle is blocked? Answer: the left one",
+]
+SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<image>", "<video>", "<|im_start|>", "<|im_end|>"]
+
+
+def tokenizer(vocab_size=320, template=None):
+    raw = Tokenizer(models.BPE(unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = ByteLevelDecoder()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=SPECIAL, initial_alphabet=alphabet
+    )
+    raw.train_from_iterator(CORPUS, trainer)
+    if template:
+        ids = [(t, raw.token_to_id(t)) for t in ("<s>", "</s>")]
+        raw.post_processor = processors.TemplateProcessing(single=template, special_tokens=ids)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        padding_side="left",
+        additional_special_tokens=["<image>", "<video>"],
+        clean_up_tokenization_spaces=False,
+    )
+
+
+TOKENIZER = tokenizer()
+CLIP_TOKENIZER = tokenizer(template="<s> $A </s>")
+IMAGE_ID = TOKENIZER.convert_tokens_to_ids("<image>")
+VIDEO_ID = TOKENIZER.convert_tokens_to_ids("<video>")
+VOCAB = len(TOKENIZER)
+
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "image_size": 16,
+    "patch_size": 4,
+    "projection_dim": 20,
+}
+TEXT = {
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": VOCAB,
+    "max_position_embeddings": 2048,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+}
+PATCHES = 16
+
+
+def randomised(model, seed=0):
+    """Weights large enough that attention and greedy decoding are not degenerate."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            scale = 2.0 / parameter.shape[-1] ** 0.5
+            # Text and visual tokens of similar length, as trained projectors give them.
+            scale = 1.0 if "embed_tokens" in name else scale
+            scale = 0.3 / parameter.shape[-1] ** 0.5 if "projector" in name else scale
+            parameter.data = torch.randn(parameter.shape, generator=generator) * scale
+        elif "norm" not in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    return model.eval()
+
+
+def llava(attention="sdpa", seed=0, **text):
+    config = LlavaConfig(
+        vision_config={"model_type": "clip_vision_model", **VISION},
+        text_config={"model_type": "llama", **TEXT, **text},
+        image_token_id=IMAGE_ID,
+        image_seq_length=PATCHES,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+    )
+    config._attn_implementation = attention
+    return randomised(LlavaForConditionalGeneration(config), seed)
+
+
+def clip(vision=VISION, seed=5):
+    text = {
+        "hidden_size": 24,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "vocab_size": len(CLIP_TOKENIZER),
+        "max_position_embeddings": 24,
+        "bos_token_id": 1,
+        "eos_token_id": CLIP_TOKENIZER.eos_token_id + 0,
+        "pad_token_id": 0,
+    }
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=20)
+    model = CLIPModel(config)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
+    return model.eval(), CLIP_TOKENIZER
+
+
+def prompts(questions, images=1, tokens=PATCHES, placeholder="<image>"):
+    """Tokenised prompts, left-padded: "USER: <image>... question ASSISTANT:"."""
+    images = [images] * len(questions) if isinstance(images, int) else images
+    texts = [
+        "<s>USER: " + (placeholder * tokens + "\n") * count + question + " ASSISTANT:"
+        for question, count in zip(questions, images, strict=True)
+    ]
+    return TOKENIZER(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+
+
+def pixels(count, size=16, seed=1):
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
