@@ -80,3 +80,7 @@ class Method(InModelPruner):
         if num_kept is None:
             return from_ratios(self.layers, self.ratios, num_visual)
         return constant_ratio(self.layers, num_visual, num_kept)
+
+    def scored_rows(self, num_visual: int, num_text: int) -> int:
+        """The text rows and the visual rows."""
+        return num_visual + num_text

@@ -160,6 +160,17 @@ class InModelPruner(Pruner):
             ConfigError: a stage would keep more tokens than the one before it.
         """
 
+    def scored_rows(self, num_visual: int, num_text: int) -> int:
+        """Attention rows that scoring one cut computes again, for the compute account.
+
+        Args:
+            num_visual, num_text: visual and other tokens the scored layer sees.
+        Returns:
+            1: most methods look at the row of a CLS or last prompt token.
+        """
+        del num_visual, num_text
+        return 1
+
     def _select(self, signals: VisualSignals, num_kept: int, /) -> Selection:
         raise NotImplementedError  # never reached: select raises
 

@@ -161,6 +161,11 @@ class Method(InModelPruner):
             return from_ratios(self.layers, self.ratios, num_visual)
         return constant_ratio(self.layers, num_visual, num_kept)
 
+    def scored_rows(self, num_visual: int, num_text: int) -> int:
+        """At most all text tokens rate."""
+        del num_visual
+        return num_text
+
 
 def _mean_rows(rows: Array) -> Array:
     xp = array_namespace(rows)

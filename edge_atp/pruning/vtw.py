@@ -73,3 +73,8 @@ class Method(InModelPruner):
         """One stage that keeps nothing; the budget plays no part."""
         del num_visual, num_kept
         return Schedule((Stage(self.layer, 0),))
+
+    def scored_rows(self, num_visual: int, num_text: int) -> int:
+        """No row: every visual token goes."""
+        del num_visual, num_text
+        return 0
