@@ -39,13 +39,18 @@ class BagPlayer(Node):
         self._bag = declare(self, "bag", "", "rosbag2 folder or file to play")
         self._rate = declare(self, "rate", 1.0, "speed relative to the recording", 0.01, 100.0)
         self._start_delay_s = declare(
-            self, "start_delay", 0.0, "seconds between start and first message", 0.0, 3600.0
+            self,
+            "start_delay",
+            0.0,
+            "seconds between the first subscriber and the first message",
+            0.0,
+            3600.0,
         )
         self._wait_s = declare(
             self,
             "wait_for_subscriber",
             0.0,
-            "longest wait for a first subscriber to any recorded topic, seconds",
+            "longest wait for a first subscriber to a recorded topic, seconds",
             0.0,
             3600.0,
         )
@@ -84,8 +89,8 @@ class BagPlayer(Node):
         super().destroy_node()
 
     def _play(self) -> None:
-        self._stopping.wait(self._start_delay_s)
         self._wait_for_subscriber()
+        self._stopping.wait(self._start_delay_s)
         with self._recording as recording:
             self.get_logger().info(
                 f"playing {recording.path}: {recording.num_messages} messages,"
