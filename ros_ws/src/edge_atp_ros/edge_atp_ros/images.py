@@ -60,6 +60,8 @@ _ENCODINGS: dict[str, _Encoding] = {
     **{f"bayer_{pattern}8": _Encoding(1, code) for pattern, code in _BAYER.items()},
     **{f"bayer_{pattern}16": _Encoding(1, code, "uint16") for pattern, code in _BAYER.items()},
 }
+_TAIL_BYTES = 1 << 16
+_FORMAT_MARKS = (("JPEG", b"\xff\xd8", b"\xff\xd9"), ("PNG", b"\x89PNG", b"IEND"))
 SUPPORTED_ENCODINGS = tuple(sorted(_ENCODINGS))
 
 
@@ -116,6 +118,7 @@ def _decode(message: CompressedImage) -> NDArray[np.uint8]:
     data = np.frombuffer(message.data, dtype=np.uint8)
     if data.size == 0:
         raise ImageError("compressed image is empty (0 bytes)")
+    _require_end(data)
     try:
         pixels = cv2.imdecode(data, cv2.IMREAD_COLOR)
     except cv2.error as error:
@@ -126,6 +129,17 @@ def _decode(message: CompressedImage) -> NDArray[np.uint8]:
             " decoded: truncated, or neither JPEG nor PNG"
         )
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def _require_end(data: NDArray[np.uint8]) -> None:
+    """Refuse a cut JPEG or PNG: OpenCV would fill up the rest of the picture with grey."""
+    # Some cameras pad their JPEGs with zeros.
+    tail = data[-_TAIL_BYTES:].tobytes().rstrip(b"\0")
+    for name, begin, end in _FORMAT_MARKS:
+        if data[: len(begin)].tobytes() == begin and end not in tail[-len(end) - 8 :]:
+            raise ImageError(
+                f"compressed image is truncated: {data.size} bytes of {name} without its end mark"
+            )
 
 
 def to_image(pixels: NDArray[np.uint8], header: Header) -> Image:
