@@ -9,24 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from edge_atp.errors import ConfigError, MissingSignalError
-from edge_atp.hf.budget import Keep
+from edge_atp.errors import ConfigError
+from edge_atp.hf.assemble import Parts, Request, assemble, text_needs
 from edge_atp.hf.family import Family, Host
 from edge_atp.hf.hooks.installation import Installation
-from edge_atp.hf.hooks.interface import InterfacePruner
 from edge_atp.hf.hooks.language import LanguageEntrance
 from edge_atp.hf.hooks.questions import Questions
-from edge_atp.hf.hooks.signals import SignalSource
-from edge_atp.hf.hooks.vision_tap import VisionTap
 from edge_atp.hf.registry import family_of, load_family
-from edge_atp.hf.text.tower import TextTower, load_tower
+from edge_atp.hf.text.tower import load_tower
 from edge_atp.pruning import Pruner, load
 from edge_atp.types import Selection
 
 _HANDLE = "_edge_atp_handle"
-_SITES = ("pre_projector", "post_projector")
-_ATTENTION = frozenset({"cls_attention", "received_attention"})
-_TEXT = frozenset({"text_embed", "clip_text_tokens", "text_tokens"})
 
 
 class Handle:
@@ -34,28 +28,41 @@ class Handle:
 
     family: the VLM family that serves the model.
     pruner: the pruning method.
+    position_policy: what happens to position ids, "compact" or "original".
     """
 
-    def __init__(self, family: Family, pruner: Pruner, questions: Questions) -> None:
+    def __init__(self, family: Family, pruner: Pruner, parts: Parts, questions: Questions) -> None:
         self.family = family
         self.pruner = pruner
+        self.position_policy = parts.policy
+        self._parts = parts
         self._questions = questions
         self._installation = Installation()
-        self._interface: InterfacePruner | None = None
 
     @property
     def last_selections(self) -> list[list[Selection]]:
-        """What the last vision call kept: per prompt, per image.
+        """What the last prompts kept: per prompt, per image.
 
-        Indices count the image's visual tokens, tile after tile where it has several.
+        Indices count the image's visual tokens, tile after tile where it has several. Methods
+        inside the language model give one selection per prompt, over all of its visual tokens and
+        after the last cut.
         """
-        if self._interface is None or not self._interface.selections:
+        if self._parts.decoder is not None:
+            return self._last_cut()
+        projector = self._parts.projector
+        if projector is None or not projector.selections:
             return []
         samples = self._questions.samples
         result: list[list[Selection]] = [[] for _ in range(max(samples) + 1)]
-        for sample, selection in zip(samples, self._interface.selections, strict=True):
+        for sample, selection in zip(samples, projector.selections, strict=True):
             result[sample].append(selection)
         return result
+
+    @property
+    def last_cuts(self) -> dict[int, list[Any]]:
+        """Per cut decoder layer and prompt: (K,) int64 visual tokens that entered it."""
+        decoder = self._parts.decoder
+        return {} if decoder is None else dict(decoder.kept)
 
     def set_question(self, question: str | Sequence[str] | None) -> None:
         """Score relevance by this text from now on: one for all prompts, or one per prompt.
@@ -63,6 +70,12 @@ class Handle:
         None goes back to the text of the prompts.
         """
         self._questions.set_given(question)
+
+    def _last_cut(self) -> list[list[Selection]]:
+        cuts = self.last_cuts
+        if not cuts:
+            return []
+        return [[Selection(kept_indices=kept, scores=None, order=kept)] for kept in cuts[max(cuts)]]
 
 
 def attach(
@@ -108,25 +121,27 @@ def attach(
     method = _build(pruner, options)
     served = load_family(family) if family is not None else family_of(model)
     host = served.host(model)
-    policy = _choose_policy(served, position_policy)
     tokenizer = getattr(processor, "tokenizer", processor)
     embeddings = model.get_input_embeddings()
     tower = None if text_tower is None else load_tower(text_tower, embeddings, tokenizer)
-    _check_signals(method, host, tower)
-    text = _wanted(method) & _TEXT
-    questions = Questions(tokenizer, host.placeholder_ids, embeddings, tower, text)
-    handle = Handle(served, method, questions)
-    interface = InterfacePruner(
-        served,
-        host,
-        method,
-        Keep(0.25 if keep is None else keep, per_tile),
-        _signal_source(served, host, method, tower, VisionTap(host.vision, attention_layer)),
-        questions.lookup,
-        before_projector=_before_projector(method, prune_site, tower),
+    questions = Questions(tokenizer, host.placeholder_ids, embeddings, tower, text_needs(method))
+    parts = assemble(
+        Request(
+            family=served,
+            host=host,
+            method=method,
+            keep=keep,
+            per_tile=per_tile,
+            tower=tower,
+            questions=questions,
+            policy=position_policy,
+            site=prune_site,
+            attention_layer=attention_layer,
+        )
     )
-    entrance = LanguageEntrance(host, policy)
-    _install(handle, host, interface, entrance)
+    handle = Handle(served, method, parts, questions)
+    _install_calls(handle, host, parts.entrance, questions)
+    parts.install(handle._installation)
     model.__dict__[_HANDLE] = handle
     return handle
 
@@ -154,68 +169,11 @@ def _build(pruner: str | Pruner, options: dict[str, Any]) -> Pruner:
     return pruner
 
 
-def _choose_policy(family: Family, policy: str | None) -> str:
-    if policy is None:
-        return family.position_policy
-    if policy not in family.policies:
-        raise ConfigError(
-            f"position_policy is {policy!r}; {type(family).__module__.rsplit('.', 1)[-1]} supports"
-            f" {', '.join(family.policies)}"
-        )
-    return policy
-
-
-def _check_signals(method: Pruner, host: Host, tower: TextTower | None) -> None:
-    """Fail at attach time for what can be known then."""
-    if "cls_attention" in method.needs and not host.vision.has_cls:
-        raise MissingSignalError(
-            f"{method.name} needs cls_attention, but {type(host.vision.module).__name__} has no CLS"
-            " token; choose a method that works with received attention (atp) or without attention"
-            " (divprune, trimtokenator)"
-        )
-    joint = {"text_embed", "clip_text_tokens", "patch_embeds"} & set(method.needs)
-    if joint and tower is None:
-        raise MissingSignalError(
-            f"{method.name} needs {', '.join(sorted(joint))}: attach with text_tower=..., the text"
-            " encoder that was trained with this vision encoder (see models/*.yaml), or 'llm'"
-        )
-
-
-def _before_projector(method: Pruner, site: str | None, tower: TextTower | None) -> bool:
-    if site is not None and site not in _SITES:
-        raise ConfigError(f"prune_site is {site!r}; choose one of {', '.join(_SITES)}")
-    in_language_model = tower is not None and tower.in_language_model
-    after = "image_embeds" in method.needs or (in_language_model and "patch_embeds" in method.needs)
-    if after and site == "pre_projector":
-        raise ConfigError(
-            f"{method.name} compares projected tokens; prune_site must be 'post_projector'"
-        )
-    return not after and site != "post_projector"
-
-
-def _wanted(method: Pruner) -> frozenset[str]:
-    """Signals the method can use."""
-    return frozenset(method.needs).union(*method.needs_one_of)
-
-
-def _signal_source(
-    family: Family, host: Host, method: Pruner, tower: TextTower | None, tap: VisionTap
-) -> SignalSource:
-    return SignalSource(
-        family=family,
-        host=host,
-        tap=tap,
-        text_tower=tower,
-        needs=_wanted(method),
-        relevance_source=getattr(method, "relevance_source", "raw"),
-        mean_keys=bool(getattr(method, "mean_keys", False)),
-    )
-
-
-def _install(
-    handle: Handle, host: Host, interface: InterfacePruner, entrance: LanguageEntrance
+def _install_calls(
+    handle: Handle, host: Host, entrance: LanguageEntrance, questions: Questions
 ) -> None:
-    installation, questions = handle._installation, handle._questions
+    """Learn the prompts of every call, in ``generate`` and in plain forwards."""
+    installation = handle._installation
     in_generate = False
 
     def generate(original: Any, *args: Any, question: Any = None, **kwargs: Any) -> Any:
@@ -251,9 +209,6 @@ def _install(
     installation.wrap(host.model, "generate", generate)
     installation.before(host.model, refuse_labels)
     installation.before(host.inner, learn_prompt)
-    interface.install(installation)
-    entrance.install(installation)
-    handle._interface = interface
 
 
 def _new_tokens(ids: Any, mask: Any, seen: int) -> int:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from edge_atp.budget import ratio_to_tokens
-from edge_atp.errors import ConfigError
+from edge_atp.errors import ConfigError, ShapeError
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,16 @@ class Keep:
             raise ConfigError(f"keep is {value}; a share must be in (0, 1], a count an int")
 
     def num_kept(self, num_tokens: int) -> int:
-        """K for ``num_tokens`` visual tokens."""
+        """K for ``num_tokens`` visual tokens.
+
+        Raises:
+            ShapeError: K is larger than that.
+        """
         if isinstance(self.value, int):
+            if self.value > num_tokens:
+                raise ShapeError(
+                    f"keep is {self.value}, but there are {num_tokens} visual tokens to choose"
+                    " from; keep fewer, or give a share in (0, 1]"
+                )
             return self.value
         return ratio_to_tokens(self.value, num_tokens)

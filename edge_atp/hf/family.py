@@ -118,6 +118,11 @@ class Family(ABC):
     policies: ClassVar[tuple[str, ...]] = ("compact", "original")
     in_llm: ClassVar[bool] = True
 
+    @property
+    def name(self) -> str:
+        """The family's name: its module's."""
+        return type(self).__module__.rsplit(".", 1)[-1]
+
     @abstractmethod
     def host(self, model: Module) -> Host:
         """Name the parts of a loaded model."""

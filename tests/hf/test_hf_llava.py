@@ -342,7 +342,7 @@ def test_errors_name_the_fix(model, attach, tower):
     attach("atp", 99)
     with pytest.raises(ConfigError, match=r"pruned already"):
         attach("atp")
-    with pytest.raises(ShapeError, match=r"num_kept is 99; it must be in \[1, 16\]"):
+    with pytest.raises(ShapeError, match=r"keep is 99, but there are 16"):
         ref.generate(model, inputs)
     edge_atp.hf.detach(model)
     with pytest.raises(ConfigError, match=r"no pruning attached"):

@@ -75,7 +75,7 @@ class Pass:
     place: int64, place among the sample's visual tokens at the first layer.
     shift: int64, rows cut in front of this row so far.
     dropped: (B, 1) int64, rows cut so far.
-    counts: visual tokens per sample before the first cut.
+    counts: visual tokens per sample before the first cut, empty for a decoding step.
     rotary: rotary angles of these rows, None before the first cut.
     stage: what the layers since the last cut share.
     """
@@ -91,6 +91,11 @@ class Pass:
     rotary: tuple[Tensor, Tensor] | None = None
     is_cut: bool = False
     stage: Stage | None = None
+
+    @property
+    def has_visual(self) -> bool:
+        """Whether this is a prompt with visual tokens; never true for a decoding step."""
+        return any(self.counts)
 
     def cut(self, cut: RowCut, keep: Tensor) -> None:
         """Follow the rows."""
@@ -126,6 +131,9 @@ class DecoderRule(ABC):
     def start(self, view: AttentionView, embeds: Tensor) -> None:
         """A prompt enters the first layer: (B, m, H) input embeddings."""
 
+    def passed(self, layer: int, view: AttentionView) -> None:
+        """A tapped layer has run on a prompt; no rows were cut since."""
+
     @abstractmethod
     def choose(self, layer: int, view: AttentionView, sample: int, num_visual: int) -> Kept:
         """Which visual tokens of one sample enter ``layer``.
@@ -147,8 +155,8 @@ class DecoderPruner:
         self._rule = rule
         self._policy = position_policy
         count = len(host.layers)
-        self._layers = rule.layers(count)
-        _check_layers(self._layers, count)
+        self._layers, self._taps = rule.layers(count), rule.taps(count)
+        _check_layers((*self._layers, *self._taps), count)
         _check_attention(host)
         self._view = AttentionView(host)
         self._pass: Pass | None = None
@@ -161,7 +169,7 @@ class DecoderPruner:
         """Register the hooks."""
         for index, layer in enumerate(self._host.layers):
             installation.before(layer, self._before_layer(index))
-        for index in self._rule.taps(len(self._host.layers)):
+        for index in self._taps:
             installation.before(self._host.layers[index].self_attn, self._view.capture(index))
 
     def _before_layer(self, index: int) -> Any:
@@ -170,8 +178,12 @@ class DecoderPruner:
             if index == 0:
                 self._begin(states)
             run = self._running()
-            if index in self._layers and states.shape[1] > 1 and bool(run.visual.any()):
-                states = self._cut(index, states, kwargs)
+            if run.has_visual:
+                if index - 1 in self._taps:
+                    with torch.no_grad():
+                        self._rule.passed(index - 1, self._view)
+                if index in self._layers:
+                    states = self._cut(index, states, kwargs)
             self._record(index, states, kwargs)
             return (states, *args[1:]), kwargs
 
@@ -182,7 +194,7 @@ class DecoderPruner:
         if step is None:
             raise InferenceError("the decoder ran without its language model")
         batch, rows = states.shape[:2]
-        counts = step.visual.sum(1)
+        counts = step.visual.sum(1).tolist() if rows > 1 else []
         zeros = torch.zeros((batch, rows), dtype=torch.int64, device=states.device)
         self._pass = Pass(
             visual=step.visual,
@@ -192,12 +204,13 @@ class DecoderPruner:
             shift=zeros,
             dropped=zeros[:, :1],
             cache=step.cache,
-            counts=counts.tolist() if rows > 1 else [],
+            counts=counts,
         )
-        if rows > 1 and bool(step.visual.any()):
+        if self._pass.has_visual:
             self.kept = {}
             self._view.begin(self._pass.visual, self._pass.valid, step.cache, self._past)
-            self._rule.start(self._view, states)
+            with torch.no_grad():
+                self._rule.start(self._view, states)
 
     def _past(self, index: int) -> Tensor | None:
         """(B, held) validity of a cache layer's keys, None when it is empty."""
@@ -288,7 +301,7 @@ def _check_layers(layers: tuple[int, ...], count: int) -> None:
     wrong = [layer for layer in layers if not 0 <= layer < count]
     if wrong:
         raise ConfigError(
-            f"layers {', '.join(map(str, wrong))} cannot be cut: the language model has {count}"
+            f"layers {', '.join(map(str, wrong))} do not exist: the language model has {count}"
             f" layers, 0 to {count - 1}; set the method's layers"
         )
 

@@ -62,7 +62,7 @@ class Questions:
         Raises:
             InvalidQueryError: a method needs the question and there is none, or an empty one.
         """
-        self.samples = self._sample_of_each(modality, layouts)
+        self.notice(modality, layouts)
         if not self._needs:
             return [QuestionSignals()] * len(layouts)
         cache: dict[str, QuestionSignals] = {}
@@ -71,6 +71,14 @@ class Questions:
             with torch.no_grad():
                 cache[text] = self._embed(text)
         return [cache[text] for text in texts]
+
+    def notice(self, modality: str, layouts: Sequence[ImageLayout]) -> None:
+        """Note which prompt each image of a vision call belongs to.
+
+        Raises:
+            ConfigError: prompts and images disagree on the number of placeholder tokens.
+        """
+        self.samples = self._sample_of_each(modality, layouts)
 
     def text(self, sample: int) -> str:
         """The question of one prompt.

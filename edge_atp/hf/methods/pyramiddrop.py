@@ -13,6 +13,8 @@ from edge_atp.pruning.pyramiddrop import rank
 class Rule(DecoderRule):
     """Every stage ranks the tokens that are left."""
 
+    position_policy = "compact"  # as published
+
     def __init__(self, method: Any, keep: Keep | None) -> None:
         self._method = method
         self._keep = keep
