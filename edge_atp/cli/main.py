@@ -18,6 +18,7 @@ from edge_atp.errors import EdgeAtpError
 COMMANDS = {
     "ask": "answer a question about an image",
     "evaluate": "measure what pruning costs on a labelled data set",
+    "score": "run and score VQAv2, GQA or COCO captions",
     "info": "show a model directory: graphs, sizes, defaults, measured parity",
 }
 
