@@ -22,10 +22,12 @@ step() {
   shift
   printf '== %s: %s\n' "$label" "$*" >>"$SETUP_LOG"
   mark=$(wc -l <"$SETUP_LOG")
-  "$@" >>"$SETUP_LOG" 2>&1 &
+  set -m # a process group of its own, to be ended as a whole
+  "$@" >>"$SETUP_LOG" 2>&1 </dev/null &
   pid=$!
+  set +m
   # shellcheck disable=SC2064 # the pid of now is meant
-  trap "kill $pid 2>/dev/null; wait $pid 2>/dev/null; echo; exit 130" INT TERM
+  trap "kill -- -$pid 2>/dev/null || true; wait $pid 2>/dev/null || true; echo; exit 130" INT TERM
   while kill -0 "$pid" 2>/dev/null; do
     sleep 0.2
     elapsed=$((SECONDS - started))
