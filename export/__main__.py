@@ -13,8 +13,9 @@ from rich.table import Table
 from edge_atp.errors import EdgeAtpError
 from edge_atp.runtime.model_dir import ModelDirectory
 from export.dialects import available
+from export.precision import NAMES as PRECISIONS
 from export.recipe import export_model
-from export.settings import PRECISIONS, read_settings
+from export.settings import read_settings
 
 _console = Console(stderr=True)
 
@@ -78,7 +79,9 @@ def _parser() -> argparse.ArgumentParser:
 def _summarise(directory: ModelDirectory, seconds: float) -> None:
     table = Table("gate", "worst", "limit", title=f"{directory.path} ({seconds:.1f} s)")
     for name, gate in directory.manifest.parity["gates"].items():
-        table.add_row(name, f"{gate['value']:.3g}", f"{gate['limit']:.3g}")
+        table.add_row(
+            name, f"{gate['value']:.3g}", "" if gate["limit"] is None else f"{gate['limit']:.3g}"
+        )
     _console.print(table)
     size = sum(spec.bytes for spec in directory.manifest.files)
     _console.print(f"{len(directory.manifest.files)} files, {size / 1e6:.1f} MB")

@@ -16,6 +16,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from export.linear_forms import LinearForm, float_linear
+
 OPSET = 18
 CONTRIB = "com.microsoft"
 _IR_VERSION = 8
@@ -34,10 +36,18 @@ class GraphBuilder:
         name: of the graph, and stem of its file.
         external: file the weights go to, None to keep them inside the graph file.
         opset: of the default domain.
+        linear_form: how linear layers are written, see ``linear_forms``.
     """
 
-    def __init__(self, name: str, external: Path | None = None, opset: int = OPSET) -> None:
+    def __init__(
+        self,
+        name: str,
+        external: Path | None = None,
+        opset: int = OPSET,
+        linear_form: LinearForm = float_linear,
+    ) -> None:
         self.name = name
+        self._linear_form = linear_form
         self._opset = opset
         self._external = external
         self._stream = external.open("wb") if external else None
@@ -97,6 +107,17 @@ class GraphBuilder:
         if array.dtype == np.float32:
             return name
         return self.node("Cast", name, name=f"{name}/f32", to=TensorProto.FLOAT)
+
+    def integers(self, name: str, array: NDArray[Any]) -> str:
+        """Add a quantised weight (int8 or packed uint8)."""
+        self._weights.append(self._tensor(name, array))
+        return name
+
+    def linear(
+        self, x: str, name: str, weight: NDArray[Any], bias: NDArray[Any] | None = None
+    ) -> str:
+        """x W + b with weight (K, N), in the form this graph writes linear layers in."""
+        return self._linear_form(self, x, name, weight, bias)
 
     def constant(self, array: NDArray[Any]) -> str:
         """Add a small constant; equal ones are stored once."""

@@ -19,11 +19,8 @@ FUSED_DIALECTS = frozenset({"ort-gqa"})
 def linear(graph: GraphBuilder, tensors: TensorStore, prefix: str, x: str) -> str:
     """x W^T + b for the layer stored as ``prefix.weight`` (out, in) and optional ``.bias``."""
     weight = np.ascontiguousarray(tensors.get(f"{prefix}.weight").T)
-    y = graph.node("MatMul", x, graph.weight(f"{prefix}.weight", weight), name=prefix)
-    if f"{prefix}.bias" in tensors:
-        bias = graph.weight(f"{prefix}.bias", tensors.get(f"{prefix}.bias"))
-        y = graph.node("Add", y, bias, name=f"{prefix}/bias")
-    return y
+    name = f"{prefix}.bias"
+    return graph.linear(x, prefix, weight, tensors.get(name) if name in tensors else None)
 
 
 def packed_linear(
@@ -32,10 +29,10 @@ def packed_linear(
     """Several layers on the same input as one matrix product, split into their outputs."""
     weights = [tensors.get(f"{p}.weight") for p in prefixes]
     packed = np.ascontiguousarray(np.concatenate(weights, axis=0).T)
-    y = graph.node("MatMul", x, graph.weight(f"{name}.weight", packed), name=name)
+    bias = None
     if f"{prefixes[0]}.bias" in tensors:
         bias = np.concatenate([tensors.get(f"{p}.bias") for p in prefixes])
-        y = graph.node("Add", y, graph.weight(f"{name}.bias", bias), name=f"{name}/bias")
+    y = graph.linear(x, name, packed, bias)
     sizes = graph.ints(*(w.shape[0] for w in weights))
     return graph.nodes("Split", [y, sizes], len(prefixes), name=f"{name}/split", axis=-1)
 

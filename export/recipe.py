@@ -20,6 +20,7 @@ from export.decoder import emit_decoder
 from export.dialects import load_dialect
 from export.graph import GraphBuilder
 from export.parity import run_gates
+from export.precision import get_precision
 from export.projector import emit_projector
 from export.prompt import image_token, read_preprocess, template_from_chat
 from export.selection import emit_selection
@@ -87,10 +88,16 @@ def write_directory(sources: Sources, folder: Path, progress: Progress) -> None:
     """Write graphs, tables, tokenizers and the manifest (still without parity numbers)."""
     graphs: list[m.GraphSpec] = []
     files: list[tuple[str, str]] = []
+    precision = get_precision(sources.settings.precision, sources.settings.dialect)
     for role, emit, weight_bytes, opset in _graph_plan(sources):
         progress(f"emitting {role}")
         data = f"{role}.weights" if weight_bytes > _EXTERNAL_BYTES else None
-        graph = GraphBuilder(role, folder / data if data else None, opset)
+        graph = GraphBuilder(
+            role,
+            folder / data if data else None,
+            opset,
+            precision.form(role),
+        )
         emit(graph)
         graph.save(folder / f"{role}.onnx")
         graphs.append(_graph_spec(folder, role, sources.settings.dialect))

@@ -10,8 +10,7 @@ from typing import Any
 import yaml
 
 from edge_atp.errors import ConfigError
-
-PRECISIONS = ("fp32",)
+from export.precision import get_precision
 
 
 @dataclass(frozen=True)
@@ -52,10 +51,7 @@ class ExportSettings:
     parity_new_tokens: int = 16
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ConfigError(
-                f"precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}"
-            )
+        get_precision(self.precision, self.dialect)
         if not 0.0 <= self.alpha <= 1.0:
             raise ConfigError(f"alpha is {self.alpha}; it must be in [0, 1]")
         if not 0.0 < self.keep_ratio <= 1.0:

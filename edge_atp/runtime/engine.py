@@ -29,6 +29,7 @@ from edge_atp.runtime.sessions.base import Session, SessionOptions
 from edge_atp.runtime.text import (
     IncrementalText,
     PromptTokenizer,
+    PromptTokens,
     TextTowerTokenizer,
     load_tokenizer,
 )
@@ -151,6 +152,10 @@ class Engine:
             self._text_embeds.popitem(last=False)
         return embed
 
+    def forget_texts(self) -> None:
+        """Empty the memory of text embeddings."""
+        self._text_embeds.clear()
+
     def project(self, patch_features: Float, kept_indices: NDArray[np.int64]) -> Float:
         """Project the kept patches only: (N, D), (K,) -> (K, H).
 
@@ -180,6 +185,10 @@ class Engine:
     def embed_question(self, text: str) -> Float:
         """Input embeddings (M, H) of a text alone, without the prompt around it."""
         return self.embed_tokens(self._prompt.encode_text(text))
+
+    def prompt_tokens(self, question: str, num_images: int) -> PromptTokens:
+        """Token ids of the prompt, one image token per image; see ``embed_prompt``."""
+        return self._prompt.encode(question, num_images)
 
     def embed_prompt(self, question: str, images: Sequence[Float]) -> Prompt:
         """Build the language model's input from the question and each image's (K_i, H) tokens.

@@ -47,10 +47,10 @@ def test_gates_cover_every_stage_and_pass(exported: ModelDirectory) -> None:
         "cls_attention_max_abs",
         "patch_embeds_relative_l2",
         "text_embed_relative_l2",
-        "kept_sets_differing",
+        "kept_jaccard_distance",
         "graph_kept_sets_differing",
         "logits_max_abs",
-        "answers_differing",
+        "token_disagreement",
         "other_image_same_features",
         "other_prompt_same_logits",
     ):
@@ -170,3 +170,23 @@ def test_text_tower_of_another_vision_encoder(settings: ExportSettings, tmp_path
     wrong = dataclasses.replace(settings, text_tower=str(folder))
     with pytest.raises(ArtifactError, match=r"takes 50 features.*has 48"):
         recipe.read_sources(wrong)
+
+
+def test_quantised_export_records_its_distance(settings: ExportSettings, tmp_path: Path) -> None:
+    quantised = dataclasses.replace(settings, precision="int8-weights", parity_new_tokens=2)
+    directory = recipe.export_model(quantised, tmp_path / "model", progress=lambda step: None)
+    assert directory.manifest.precision.compute == "int8-weights"
+    gates = directory.manifest.parity["gates"]
+    assert gates["kept_jaccard_distance"] == {"value": 0.0, "limit": 0.05}
+    assert gates["logits_max_abs"]["value"] > 0
+    assert gates["logits_max_abs"]["limit"] is None
+
+
+def test_int8_vision_that_changes_the_selection_is_refused(
+    settings: ExportSettings, tmp_path: Path
+) -> None:
+    """With 16 patches one swapped token is already more than the gate allows."""
+    quantised = dataclasses.replace(settings, precision="int8", parity_new_tokens=2)
+    with pytest.raises(ArtifactError, match=r"kept_jaccard_distance is 0\.\d+, limit 0.05"):
+        recipe.export_model(quantised, tmp_path / "model", progress=lambda step: None)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,145 @@
+"""Random checkpoints of real shapes, for timing: weights do not matter there, widths do.
+
+Run: ``python -m benchmarks.shapes S OUT`` or ``M``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+
+SPECIAL = ("<pad>", "<s>", "<image>", "</s>")
+PROMPT = "USER: {image}\n{question} ASSISTANT:"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Widths and depths of one LLaVA; the image gives ``(image_size / patch_size) ** 2`` tokens."""
+
+    vision_width: int
+    vision_layers: int
+    vision_heads: int
+    image_size: int
+    patch_size: int
+    llm_width: int
+    llm_layers: int
+    llm_heads: int
+    llm_kv_heads: int
+    llm_ffn: int
+    vocab: int
+    text_width: int = 128
+    text_layers: int = 3
+    joint_width: int = 128
+
+
+# S and M are the two sizes that edge figures of this project are given for; llava7b-L2 is two
+# layers of the real width of LLaVA-1.5-7B.
+SHAPES = {
+    "S": Shape(192, 6, 3, 224, 14, 256, 6, 4, 4, 704, 1024),
+    "M": Shape(192, 6, 3, 224, 14, 512, 10, 8, 8, 1408, 4096),
+    "llava7b-L2": Shape(1024, 2, 16, 336, 14, 4096, 2, 32, 32, 11008, 32064),
+}
+
+
+def save(shape: Shape, folder: Path, *, dtype: torch.dtype = torch.float16) -> None:
+    """Write the LLaVA checkpoint and, in ``text_tower/``, its CLIP text encoder."""
+    torch.manual_seed(0)
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=shape.vision_width,
+        intermediate_size=4 * shape.vision_width,
+        num_hidden_layers=shape.vision_layers,
+        num_attention_heads=shape.vision_heads,
+        image_size=shape.image_size,
+        patch_size=shape.patch_size,
+    )
+    llm = transformers.LlamaConfig(
+        vocab_size=shape.vocab,
+        hidden_size=shape.llm_width,
+        intermediate_size=shape.llm_ffn,
+        num_hidden_layers=shape.llm_layers,
+        num_attention_heads=shape.llm_heads,
+        num_key_value_heads=shape.llm_kv_heads,
+        max_position_embeddings=4096,
+        # No end token: every answer has the same length.
+        eos_token_id=None,
+        bos_token_id=1,
+        pad_token_id=0,
+        initializer_range=0.05,
+    )
+    config = transformers.LlavaConfig(
+        vision_config=vision.to_dict(),
+        text_config=llm.to_dict(),
+        image_token_index=2,
+        image_seq_length=(shape.image_size // shape.patch_size) ** 2,
+    )
+    with torch.device("cpu"):
+        model = transformers.LlavaForConditionalGeneration._from_config(config, dtype=dtype)
+    model.generation_config.eos_token_id = None
+    model.save_pretrained(folder)
+    tokenizer = byte_tokenizer()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    ).save_pretrained(folder)
+    side = shape.image_size
+    transformers.CLIPImageProcessor(
+        size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+    ).save_pretrained(folder)
+    _save_text_tower(shape, folder / "text_tower", dtype)
+
+
+def _save_text_tower(shape: Shape, folder: Path, dtype: torch.dtype) -> None:
+    config = transformers.CLIPTextConfig(
+        vocab_size=shape.vocab,
+        hidden_size=shape.text_width,
+        intermediate_size=3 * shape.text_width,
+        num_hidden_layers=shape.text_layers,
+        num_attention_heads=2,
+        projection_dim=shape.joint_width,
+        bos_token_id=1,
+        eos_token_id=3,
+        pad_token_id=0,
+    )
+    transformers.CLIPTextModelWithProjection(config).to(dtype).save_pretrained(folder)
+    weight = torch.randn(shape.joint_width, shape.vision_width) * shape.vision_width**-0.5
+    save_file(
+        {"visual_projection.weight": weight.to(dtype)},
+        str(folder / "visual_projection.safetensors"),
+    )
+    tokenizer = byte_tokenizer()
+    tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 3)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def byte_tokenizer() -> Tokenizer:
+    """One token per byte, behind the four special ones."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *letters])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.add_special_tokens(list(SPECIAL))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return tokenizer
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("shape", choices=sorted(SHAPES))
+    parser.add_argument("folder", type=Path)
+    options = parser.parse_args()
+    save(SHAPES[options.shape], options.folder)
+
+
+if __name__ == "__main__":
+    main()
