@@ -46,12 +46,19 @@ def cosine_matrix(vectors: Array) -> Array:
         included.
     """
     num, width = vectors.shape
+    xp = array_namespace(vectors)
     vectors = working_precision(vectors, num * num * width)
-    matrix = _gram(vectors, inverse_norms(vectors))
+    # Scaling the N x N product instead of the N x D input: D is the longer side, and BLAS
+    # computes v @ v.T at half the cost of a general product.
+    matrix = vectors @ vectors.T
+    inverse = inverse_norms(vectors)
+    matrix *= inverse[:, None]
+    matrix *= inverse[None, :]
+    # Exactly 1, so that rounding of a token's own cosine cannot decide a tie.
+    _write_diagonal(matrix, xp.astype(inverse > 0, matrix.dtype))
     twins = lowest_twin(vectors)
     if twins is None:
         return matrix
-    xp = array_namespace(matrix)
     return xp.take(xp.take(matrix, twins, axis=0), twins, axis=1)
 
 
@@ -76,10 +83,7 @@ def cosine_cross(rows: Array, columns: Array) -> Array:
 
 def without_self(matrix: Array) -> Array:
     """The square matrix itself with -inf written on its diagonal."""
-    xp = array_namespace(matrix)
-    num = matrix.shape[0]
-    # A strided view: a mask of N x N would cost more than the greedy search that follows.
-    xp.reshape(matrix, (num * num,), copy=False)[:: num + 1] = float("-inf")
+    _write_diagonal(matrix, float("-inf"))
     return matrix
 
 
@@ -113,10 +117,8 @@ def lowest_twin(vectors: Array) -> Array | None:
     return xp.take(xp.take(first_of_group, group), xp.argsort(order))
 
 
-def _gram(vectors: Array, inverse: Array) -> Array:
-    # Scaling the N x N product instead of the N x D input: D is the longer side, and BLAS
-    # computes v @ v.T at half the cost of a general product.
-    matrix = vectors @ vectors.T
-    matrix *= inverse[:, None]
-    matrix *= inverse[None, :]
-    return matrix
+def _write_diagonal(matrix: Array, values: Array | float) -> None:
+    xp = array_namespace(matrix)
+    num = matrix.shape[0]
+    # A strided view: a mask of N x N would cost more than the greedy search that follows.
+    xp.reshape(matrix, (num * num,), copy=False)[:: num + 1] = values

@@ -54,15 +54,20 @@ def alignment(visual: Array, text: Array) -> Array:
 
 
 def length_ratio(visual: Array, text: Array) -> float:
-    """Median length of the visual tokens over that of the text tokens; inf for zero text."""
+    """Median length of the visual tokens over that of the text tokens; inf for zero text.
+
+    1 where both are zero: neither drowns the other.
+    """
     xp = array_namespace(visual, text)
 
     def median_length(rows: Array) -> float:
         rows = as_float32(rows)
         return float(xp.sort(xp.sqrt(xp.vecdot(rows, rows)))[rows.shape[0] // 2])
 
-    text_length = median_length(text)
-    return median_length(visual) / text_length if text_length > 0 else math.inf
+    visual_length, text_length = median_length(visual), median_length(text)
+    if visual_length == text_length:
+        return 1.0
+    return visual_length / text_length if text_length > 0 else math.inf
 
 
 def min_mean_similarity_order(similarity: Array, num_kept: int) -> list[int]:
