@@ -68,11 +68,11 @@ class Parts:
     entrance: LanguageEntrance
     projector: ProjectorCut | None = None
     decoder: DecoderPruner | None = None
-    taps: tuple[VisionTap, ...] = ()
+    encoder: tuple[VisionTap | EncoderPruner, ...] = ()
 
     def install(self, installation: Installation) -> None:
         """Register all hooks."""
-        for part in (*self.taps, self.projector, self.entrance, self.decoder):
+        for part in (*self.encoder, self.projector, self.entrance, self.decoder):
             if part is not None:
                 part.install(installation)
 
@@ -103,18 +103,18 @@ def assemble(request: Request) -> Parts:
     rule = module.Rule(request.method, request.budget)
     if request.method.site == "in_encoder":
         pruner = EncoderPruner(request.host.vision, rule, request.questions.notice)
-        return with_chooser(request, pruner)
+        return with_chooser(request, pruner, pruner)
     return with_rule(request, rule)
 
 
-def with_chooser(request: Request, chooser: Chooser, *taps: VisionTap) -> Parts:
+def with_chooser(request: Request, chooser: Chooser, *encoder: VisionTap | EncoderPruner) -> Parts:
     """Tokens leave before the language model."""
     policy = _policy(request, request.family.position_policy)
     return Parts(
         policy=policy,
         entrance=LanguageEntrance(request.host, policy),
         projector=ProjectorCut(request.family, request.host, chooser),
-        taps=taps,
+        encoder=encoder,
     )
 
 
