@@ -76,7 +76,7 @@ def write_dataset(path: Path, jobs: list[Job], processes: int = 1) -> Path:
 
     Raises:
         DatasetError: the folder already holds a data set.
-        RendererUnavailable: MuJoCo or its GL library is missing.
+        RendererUnavailableError: MuJoCo or its GL library is missing.
     """
     families = {f: "token_f1" if f in LONG_ANSWER_FAMILIES else "exact" for f in FAMILIES}
     grid = PatchGrid(v.GRID, v.GRID)

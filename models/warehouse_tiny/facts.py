@@ -95,7 +95,7 @@ def _place_fields(slot: int) -> dict[str, str]:
     return {"shelf": v.SHELVES[shelf], "n": str(column + 1), "nth": ORDINALS[column]}
 
 
-def _exist(
+def _exist_on(
     view: SceneView, rng: np.random.Generator, pair_share: float, slots: range, family: str
 ) -> Fact | None:
     """Yes or no for a description on the given slots, near misses preferred for no."""
@@ -125,15 +125,15 @@ def _exist(
     return None
 
 
-def exist(view: SceneView, rng: np.random.Generator, pair_share: float) -> Fact | None:
-    return _exist(view, rng, pair_share, range(v.NUM_SLOTS), "exist")
+def _exist(view: SceneView, rng: np.random.Generator, pair_share: float) -> Fact | None:
+    return _exist_on(view, rng, pair_share, range(v.NUM_SLOTS), "exist")
 
 
-def exist_shelf(view: SceneView, rng: np.random.Generator, pair_share: float) -> Fact | None:
-    return _exist(view, rng, pair_share, view.shelf_slots(int(rng.integers(3))), "exist_shelf")
+def _exist_shelf(view: SceneView, rng: np.random.Generator, pair_share: float) -> Fact | None:
+    return _exist_on(view, rng, pair_share, view.shelf_slots(int(rng.integers(3))), "exist_shelf")
 
 
-def colour(view: SceneView, rng: np.random.Generator, pair_share: float) -> Fact | None:
+def _colour(view: SceneView, rng: np.random.Generator, _pair_share: float) -> Fact | None:
     slot = _pick(rng, [s for s, _ in view.items() if view.visible[s]])
     if slot is None:
         return None
@@ -141,7 +141,7 @@ def colour(view: SceneView, rng: np.random.Generator, pair_share: float) -> Fact
     return Fact("colour", answer, (view.region(slot),), _place_fields(slot))
 
 
-def what(view: SceneView, rng: np.random.Generator, pair_share: float) -> Fact | None:
+def _what(view: SceneView, rng: np.random.Generator, _pair_share: float) -> Fact | None:
     want_item = rng.random() < 0.8
     slots = [s for s in range(v.NUM_SLOTS) if view.visible[s]]
     slot = _pick(rng, [s for s in slots if (view.state.slots[s] is not None) == want_item])
@@ -152,7 +152,7 @@ def what(view: SceneView, rng: np.random.Generator, pair_share: float) -> Fact |
     return Fact("what", answer, (view.region(slot),), _place_fields(slot))
 
 
-def where(view: SceneView, rng: np.random.Generator, pair_share: float) -> Fact | None:
+def _where(view: SceneView, rng: np.random.Generator, pair_share: float) -> Fact | None:
     """Place of a uniquely described item; sometimes of one that is not there."""
     state = view.state
     everything = [(v.FIRST_ITEM + s, i) for s, i in view.items()]
@@ -175,14 +175,14 @@ def where(view: SceneView, rng: np.random.Generator, pair_share: float) -> Fact 
     return None
 
 
-def count_all(view: SceneView, rng: np.random.Generator, pair_share: float) -> Fact | None:
+def _count_all(view: SceneView, _rng: np.random.Generator, _pair_share: float) -> Fact | None:
     if not view.all_visible:
         return None
     found = tuple(v.FIRST_ITEM + s for s, _ in view.items())
     return Fact("count_all", str(len(found)), found)
 
 
-def count_shelf(view: SceneView, rng: np.random.Generator, pair_share: float) -> Fact | None:
+def _count_shelf(view: SceneView, rng: np.random.Generator, _pair_share: float) -> Fact | None:
     shelf = int(rng.integers(3))
     slots = view.shelf_slots(shelf)
     if not all(view.visible[s] for s in slots):
@@ -192,7 +192,7 @@ def count_shelf(view: SceneView, rng: np.random.Generator, pair_share: float) ->
     return Fact("count_shelf", str(number), region, {"shelf": v.SHELVES[shelf]})
 
 
-def count_colour(view: SceneView, rng: np.random.Generator, pair_share: float) -> Fact | None:
+def _count_colour(view: SceneView, rng: np.random.Generator, _pair_share: float) -> Fact | None:
     if not view.all_visible:
         return None
     present = [i.colour for _, i in view.items()]
@@ -203,7 +203,7 @@ def count_colour(view: SceneView, rng: np.random.Generator, pair_share: float) -
     return Fact("count_colour", str(len(found)), found, {"colour": name})
 
 
-def gripper(view: SceneView, rng: np.random.Generator, pair_share: float) -> Fact | None:
+def _gripper(view: SceneView, _rng: np.random.Generator, _pair_share: float) -> Fact | None:
     if not view.held_visible:
         return None
     held = view.state.held
@@ -211,14 +211,14 @@ def gripper(view: SceneView, rng: np.random.Generator, pair_share: float) -> Fac
     return Fact("gripper", held.name if held else "nothing", (entity,))
 
 
-def gripper_colour(view: SceneView, rng: np.random.Generator, pair_share: float) -> Fact | None:
+def _gripper_colour(view: SceneView, _rng: np.random.Generator, _pair_share: float) -> Fact | None:
     held = view.state.held
     if held is None or not view.held_visible:
         return None
     return Fact("gripper_colour", held.colour, (v.HELD_ITEM,))
 
 
-def empty(view: SceneView, rng: np.random.Generator, pair_share: float) -> Fact | None:
+def _empty(view: SceneView, rng: np.random.Generator, _pair_share: float) -> Fact | None:
     want_empty = rng.random() < 0.5
     slots = [s for s in range(v.NUM_SLOTS) if view.visible[s]]
     slot = _pick(rng, [s for s in slots if (view.state.slots[s] is None) == want_empty])
@@ -228,7 +228,7 @@ def empty(view: SceneView, rng: np.random.Generator, pair_share: float) -> Fact 
     return Fact("empty", answer, (view.region(slot),), _place_fields(slot))
 
 
-def free(view: SceneView, rng: np.random.Generator, pair_share: float) -> Fact | None:
+def _free(view: SceneView, rng: np.random.Generator, _pair_share: float) -> Fact | None:
     shelf = int(rng.integers(3))
     slots = view.shelf_slots(shelf)
     if not all(view.visible[s] for s in slots):
@@ -238,14 +238,14 @@ def free(view: SceneView, rng: np.random.Generator, pair_share: float) -> Fact |
     return Fact("free", ", ".join(open_slots) or "none", region, {"shelf": v.SHELVES[shelf]})
 
 
-def hazard(view: SceneView, rng: np.random.Generator, pair_share: float) -> Fact | None:
+def _hazard(view: SceneView, _rng: np.random.Generator, _pair_share: float) -> Fact | None:
     if not view.hazard_visible:
         return None
     kind = view.state.hazard
     return Fact("hazard", kind or "none", (v.HAZARD,) if kind else ())
 
 
-def caption(view: SceneView, rng: np.random.Generator, pair_share: float) -> Fact | None:
+def _caption(view: SceneView, _rng: np.random.Generator, _pair_share: float) -> Fact | None:
     if not (view.all_visible and view.held_visible and view.hazard_visible):
         return None
     state = view.state
@@ -264,21 +264,18 @@ def caption(view: SceneView, rng: np.random.Generator, pair_share: float) -> Fac
 DrawFact = Callable[[SceneView, np.random.Generator, float], "Fact | None"]
 
 FAMILIES: dict[str, DrawFact] = {
-    draw.__name__: draw
-    for draw in (
-        exist,
-        exist_shelf,
-        colour,
-        what,
-        where,
-        count_all,
-        count_shelf,
-        count_colour,
-        gripper,
-        gripper_colour,
-        empty,
-        free,
-        hazard,
-        caption,
-    )
+    "exist": _exist,
+    "exist_shelf": _exist_shelf,
+    "colour": _colour,
+    "what": _what,
+    "where": _where,
+    "count_all": _count_all,
+    "count_shelf": _count_shelf,
+    "count_colour": _count_colour,
+    "gripper": _gripper,
+    "gripper_colour": _gripper_colour,
+    "empty": _empty,
+    "free": _free,
+    "hazard": _hazard,
+    "caption": _caption,
 }

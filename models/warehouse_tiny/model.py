@@ -111,6 +111,7 @@ def _llava_config(config: ModelConfig) -> LlavaConfig:
         image_size=IMAGE_SIZE,
         patch_size=PATCH_SIZE,
         projection_dim=config.joint_width,
+        hidden_act="gelu",
     )
     text = LlamaConfig(
         vocab_size=tok.VOCAB_SIZE,
@@ -147,6 +148,7 @@ def _text_config(config: ModelConfig) -> CLIPTextConfig:
         num_attention_heads=config.text_heads,
         max_position_embeddings=77,
         projection_dim=config.joint_width,
+        hidden_act="gelu",
         pad_token_id=tok.PAD_ID,
         bos_token_id=tok.BOS_ID,
         eos_token_id=tok.EOS_ID,

@@ -28,7 +28,7 @@ from models.warehouse_tiny.state import Camera, Look, SceneState
 HIDDEN_GROUP = 5
 
 
-class RendererUnavailable(RuntimeError):
+class RendererUnavailableError(RuntimeError):
     """MuJoCo or its off-screen GL library is missing; the message names what to install."""
 
 
@@ -47,12 +47,12 @@ def _import_mujoco() -> Any:
         import mujoco
         from mujoco.gl_context import GLContext  # noqa: F401
     except ImportError as error:
-        raise RendererUnavailable(
+        raise RendererUnavailableError(
             f"MuJoCo cannot be loaded ({error}): pip install mujoco PyOpenGL, and for "
             "MUJOCO_GL=osmesa install the system package libosmesa6 (apt install libosmesa6)"
         ) from error
     except AttributeError as error:  # PyOpenGL without the shared library
-        raise RendererUnavailable(
+        raise RendererUnavailableError(
             f"MUJOCO_GL={os.environ['MUJOCO_GL']} has no GL library ({error}): "
             "install the system package libosmesa6 (apt install libosmesa6)"
         ) from error
