@@ -9,17 +9,19 @@ def causal_mask(count):
     return torch.triu(mask, diagonal=1)[None, None]
 
 
-def run_layer(model, layer, states, positions):
+def run_layer(model, layer, states, positions, mask=None):
     """(n, H) states through one decoder layer; positions (n,) or (3, n)."""
     inner = model.model.language_model
     rotary = inner.rotary_emb(states[None], position_ids=positions[..., None, :])
     output = inner.layers[layer](
-        states[None], attention_mask=causal_mask(len(states)), position_embeddings=rotary
+        states[None],
+        attention_mask=causal_mask(len(states)) if mask is None else mask,
+        position_embeddings=rotary,
     )
     return output[0] if not isinstance(output, tuple) else output[0][0]
 
 
-def attention(model, layer, states, positions):
+def attention(model, layer, states, positions, mask=None):
     """(heads, n, n) attention weights of a layer for (n, H) states that enter it."""
     inner = model.model.language_model
     module = inner.layers[layer].self_attn
@@ -31,7 +33,8 @@ def attention(model, layer, states, positions):
     ]
     query, key = apply_rotary_pos_emb(*split, *rotary)
     key = repeat_kv(key, module.num_key_value_groups)
-    logits = query @ key.transpose(-1, -2) * module.scaling + causal_mask(len(states))
+    mask = causal_mask(len(states)) if mask is None else mask
+    logits = query @ key.transpose(-1, -2) * module.scaling + mask
     return logits.softmax(-1)[0]
 
 

@@ -6,6 +6,7 @@ import torch
 
 import edge_atp.hf
 from edge_atp.errors import ConfigError, ShapeError
+from edge_atp.hf.methods import fastv
 
 QUESTIONS = ["is there a red box?", "what is in front of the forklift, and how many pallets?"]
 METHODS = {
@@ -181,9 +182,11 @@ def test_second_turn_on_the_same_cache(model, attach, name, policy):
         assert torch.equal(second[index], want)
 
 
-def test_scores_see_earlier_turns(model, attach):
+def test_scores_see_earlier_turns(model, attach, monkeypatch):
     """An image in the second turn: its scores run over the whole conversation."""
     inputs = batch(QUESTIONS[:1])
+    seen, rank = [], fastv.rank
+    monkeypatch.setattr(fastv, "rank", lambda row, k: seen.append(row.mean(0)) or rank(row, k))
     handle = attach("fastv", 5, layer=2)
     first = model.generate(
         **inputs, max_new_tokens=3, do_sample=False, return_dict_in_generate=True
@@ -204,6 +207,7 @@ def test_scores_see_earlier_turns(model, attach):
     new = visual & (torch.arange(len(visual)) >= first.sequences.shape[1])
     states, positions, _ = entering(model, embeds, {}, 1)
     row = layers.attention(model, 1, states, positions)[:, -1, new].mean(0)
+    torch.testing.assert_close(seen[-1], row)
     assert torch.equal(kept_second, row.sort(descending=True).indices[:5].sort().values)
     assert not torch.equal(kept_first, kept_second)
 

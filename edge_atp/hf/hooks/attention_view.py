@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,6 +24,14 @@ class LayerInput:
 
     states: Tensor
     rotary: tuple[Tensor, Tensor] | None
+
+
+class _Past(NamedTuple):
+    """(kv_heads, p, d) cached keys and values, (p,) bool which are not padding."""
+
+    keys: Tensor
+    values: Tensor
+    valid: Tensor
 
 
 class AttentionView:
@@ -81,6 +89,11 @@ class AttentionView:
         """(m, H) states that enter the layer."""
         return self._input().states[sample]
 
+    def rows_to_last_visual(self, sample: int) -> Tensor:
+        """(r,) int64 rows up to the last visual token, padding left out."""
+        end = int(self.visual_rows(sample)[-1]) + 1
+        return self._flag("valid", self._valid)[sample, :end].nonzero()[:, 0]
+
     def rows(self, layer: int, sample: int, queries: Tensor, columns: Tensor) -> Tensor:
         """Attention weights of a layer.
 
@@ -93,18 +106,55 @@ class AttentionView:
         """
         attention = self._host.layers[layer].self_attn
         states, rotary = self._normed(layer, sample)
-        query = _heads(attention, "q", states[queries])
-        key = _heads(attention, "k", states)
-        if rotary is not None:
-            cos, sin = rotary
-            query, key = rotate(query, cos[queries], sin[queries]), rotate(key, cos, sin)
-        past_keys, past_valid = self._cached(layer, sample, key)
+        query = _rotated(_heads(attention, "q", states[queries]), rotary, queries)
+        key = _rotated(_heads(attention, "k", states), rotary)
+        past = self._cached(layer, sample, key)
         visible = torch.arange(len(states), device=key.device)[None] <= queries[:, None]
         visible &= self._flag("valid", self._valid)[sample]
-        visible = torch.cat((past_valid.expand(len(queries), -1), visible), dim=1)
+        visible = torch.cat((past.valid.expand(len(queries), -1), visible), dim=1)
         scale = getattr(attention, "scaling", key.shape[-1] ** -0.5)
-        weights = attention_rows(query, torch.cat((past_keys, key), dim=1), scale, visible)
-        return weights[:, :, columns + past_keys.shape[1]]
+        weights = attention_rows(query, torch.cat((past.keys, key), dim=1), scale, visible)
+        return weights[:, :, columns + past.keys.shape[1]]
+
+    def values(self, layer: int, sample: int, rows: Tensor) -> Tensor:
+        """(kv_heads, r, d) value vectors of a layer's rows."""
+        states, _ = self._normed(layer, sample)
+        return _heads(self._host.layers[layer].self_attn, "v", states[rows])
+
+    def side_row(
+        self, layer: int, sample: int, state: Tensor, rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Run a row that is no token through a layer.
+
+        It attends to ``rows``, to earlier turns and to itself, from the position behind the last
+        of ``rows``; no other row sees it.
+
+        Args:
+            state: (H,) the row in front of the layer.
+            rows: (r,) ascending.
+        Returns:
+            (H,) the row behind the layer, and its (heads, r + 1) attention, itself last.
+        """
+        block = self._host.layers[layer]
+        attention = block.self_attn
+        states, rotary = self._normed(layer, sample)
+        normed = block.input_layernorm(state[None])
+        place = rows[-1:].clone().add_(1).clamp_(max=len(states) - 1)
+        query = _rotated(_heads(attention, "q", normed), rotary, place)
+        own_key = _rotated(_heads(attention, "k", normed), rotary, place)
+        key = _rotated(_heads(attention, "k", states[rows]), rotary, rows)
+        past = self._cached(layer, sample, key)
+        keys = torch.cat((past.keys, key, own_key), dim=1)
+        value = _heads(attention, "v", torch.cat((states[rows], normed)))
+        values = torch.cat((past.values, value), dim=1)
+        visible = torch.cat((past.valid, past.valid.new_ones(len(rows) + 1)))
+        scale = getattr(attention, "scaling", key.shape[-1] ** -0.5)
+        weights = attention_rows(query, keys, scale, visible)
+        values = values.repeat_interleave(len(weights) // len(values), dim=0)
+        mixed = (weights.to(values.dtype) @ values).transpose(0, 1).flatten(1)
+        state = state + attention.o_proj(mixed)[0]
+        state = state + block.mlp(block.post_attention_layernorm(state[None]))[0]
+        return state, weights[:, 0, past.keys.shape[1] :]
 
     def _normed(self, layer: int, sample: int) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         source = self._tapped.get(layer)
@@ -118,13 +168,15 @@ class AttentionView:
         cos, sin = (p[sample if len(p) > 1 else 0] for p in source.rotary)
         return states, (cos, sin)
 
-    def _cached(self, layer: int, sample: int, key: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys of earlier turns (kv_heads, p, d) and which of them are not padding (p,)."""
+    def _cached(self, layer: int, sample: int, like: Tensor) -> _Past:
+        """What a layer's cache holds of earlier turns."""
         valid = self._past(layer)
         if valid is None:
-            return key[:, :0], torch.zeros(0, dtype=torch.bool, device=key.device)
+            empty = torch.zeros(0, dtype=torch.bool, device=like.device)
+            return _Past(like[:, :0], like[:, :0], empty)
         # A tapped layer has written this prompt's keys behind those of earlier turns.
-        return self._cache.layers[layer].keys[sample, :, : valid.shape[1]], valid[sample]
+        cached, held = self._cache.layers[layer], valid.shape[1]
+        return _Past(cached.keys[sample, :, :held], cached.values[sample, :, :held], valid[sample])
 
     def _input(self) -> LayerInput:
         if self._entering is None:
@@ -143,3 +195,13 @@ def _heads(attention: Module, kind: str, states: Tensor) -> Tensor:
     heads = getattr(attention, f"{kind}_proj")(states).unflatten(-1, (-1, attention.head_dim))
     norm = getattr(attention, f"{kind}_norm", None)
     return (heads if norm is None else norm(heads)).transpose(0, 1)
+
+
+def _rotated(
+    heads: Tensor, rotary: tuple[Tensor, Tensor] | None, rows: Tensor | None = None
+) -> Tensor:
+    """Rotate positions in; ``rows`` picks the angles, all of them when left out."""
+    if rotary is None:
+        return heads
+    cos, sin = rotary if rows is None else (part[rows] for part in rotary)
+    return rotate(heads, cos, sin)

@@ -76,6 +76,7 @@ class Pass:
     shift: int64, rows cut in front of this row so far.
     dropped: (B, 1) int64, rows cut so far.
     counts: visual tokens per sample before the first cut, empty for a decoding step.
+    past: what the cache's layers held before.
     rotary: rotary angles of these rows, None before the first cut.
     stage: what the layers since the last cut share.
     """
@@ -88,6 +89,7 @@ class Pass:
     dropped: Tensor
     cache: Any | None
     counts: list[int]
+    past: dict[int, LayerCut]
     rotary: tuple[Tensor, Tensor] | None = None
     is_cut: bool = False
     stage: Stage | None = None
@@ -205,6 +207,7 @@ class DecoderPruner:
             dropped=zeros[:, :1],
             cache=step.cache,
             counts=counts,
+            past={} if step.cache is None else dict(self._states.get(step.cache, {})),
         )
         if self._pass.has_visual:
             self.kept = {}
@@ -213,10 +216,9 @@ class DecoderPruner:
                 self._rule.start(self._view, states)
 
     def _past(self, index: int) -> Tensor | None:
-        """(B, held) validity of a cache layer's keys, None when it is empty."""
-        run = self._pass
-        state = None if run is None or run.cache is None else self._states.get(run.cache)
-        return None if state is None or index not in state else state[index].valid
+        """(B, held) validity of a cache layer's keys before this pass, None when it was empty."""
+        past = self._running().past.get(index)
+        return None if past is None else past.valid
 
     def _cut(self, index: int, states: Tensor, kwargs: dict[str, Any]) -> Tensor:
         """Drop rows in front of layer ``index``; returns the rows that enter it."""
@@ -252,7 +254,7 @@ class DecoderPruner:
         """Give the layer its own mask and positions, and note what its cache will hold."""
         run = self._running()
         layers = None if run.cache is None else self._states.setdefault(run.cache, {})
-        past = None if layers is None else layers.get(index)
+        past = run.past.get(index)
         # Layers between two cuts share everything: build it once a stage.
         if run.stage is None or run.stage.past is not past or run.stage.valid is not run.valid:
             run.stage = self._stage(run, past, states, kwargs)

@@ -92,7 +92,7 @@ class EncoderPruner(Chooser):
         for layer in self._layers:
             self._check(layer)
         self._tiles: list[Tile] = []
-        self._num_patches = 0
+        self.num_patches = 0
         self._schedule = Schedule(())
 
     def install(self, installation: Installation) -> None:
@@ -112,9 +112,9 @@ class EncoderPruner(Chooser):
         del embeds
         places = torch.stack([tile.place for tile in self._tiles])
         tiles = len(self._tiles)
-        layouts = [ImageLayout((), self._num_patches)] * tiles
+        layouts = [ImageLayout((), self.num_patches)] * tiles
         self._notice(call.modality, layouts)
-        offsets = torch.arange(tiles, device=places.device)[:, None] * self._num_patches
+        offsets = torch.arange(tiles, device=places.device)[:, None] * self.num_patches
         selections = []
         for place in places:
             kept = place.sort().values
@@ -123,7 +123,7 @@ class EncoderPruner(Chooser):
             (places + offsets).flatten(),
             features.flatten(0, 1),
             tuple(selections),
-            (tiles, self._num_patches),
+            (tiles, self.num_patches),
         )
 
     def clear(self) -> None:
@@ -155,10 +155,10 @@ class EncoderPruner(Chooser):
                 " in-ViT methods need equal tiles, choose an interface-level method"
             )
         count, device = states.shape[1], states.device
-        self._num_patches = count - self._tower.has_cls
-        self._schedule = self._rule.schedule(self._num_patches)
+        self.num_patches = count - self._tower.has_cls
+        self._schedule = self._rule.schedule(self.num_patches)
         self._tiles = [
-            Tile(torch.arange(self._num_patches, device=device), torch.ones(count, device=device))
+            Tile(torch.arange(self.num_patches, device=device), torch.ones(count, device=device))
             for _ in range(len(states))
         ]
 
@@ -200,7 +200,7 @@ class EncoderPruner(Chooser):
 
     def _size_bias(self, states: Tensor, mask: Tensor | None) -> Tensor | None:
         sizes = torch.stack([tile.sizes for tile in self._tiles])
-        if sizes.shape[1] == self._num_patches + self._tower.has_cls:
+        if sizes.shape[1] == self.num_patches + self._tower.has_cls:
             return mask
         bias = torch.log(sizes).to(states.dtype)[:, None, None, :]
         return bias if mask is None else bias + mask

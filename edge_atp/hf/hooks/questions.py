@@ -106,6 +106,20 @@ class Questions:
             )
         return text
 
+    @property
+    def count(self) -> int:
+        """Number of prompts of the running call."""
+        if self._ids is not None:
+            return len(self._ids)
+        return max(self.samples, default=0) + 1
+
+    def tokens(self, text: str) -> tuple[Tensor, list[tuple[int, int]]]:
+        """Language-model input embeddings (M, H) of a text, and each token's characters."""
+        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        spans = [(int(start), int(end)) for start, end in encoded["offset_mapping"]]
+        ids = torch.tensor(encoded["input_ids"], device=self._embeddings.weight.device)
+        return self._embeddings(ids), spans
+
     def _sample_of_each(self, modality: str, layouts: Sequence[ImageLayout]) -> list[int]:
         """Images fill placeholders in prompt order: find the prompt each one starts in."""
         if self._ids is None:
@@ -131,7 +145,5 @@ class Questions:
             encoding = self._tower.encode(text)
             embed, clip_tokens = encoding.embed, encoding.tokens
         if "text_tokens" in self._needs:
-            ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-            weight = self._embeddings.weight
-            text_tokens = self._embeddings(torch.tensor(ids, device=weight.device))
+            text_tokens, _ = self.tokens(text)
         return QuestionSignals(embed, clip_tokens, text_tokens)

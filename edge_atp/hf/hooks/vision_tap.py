@@ -84,6 +84,10 @@ class VisionTap:
             return None
         return self._output(self.tower.feature_layer)[:, 0]
 
+    def last_cls(self) -> Tensor:
+        """(T, D) CLS token after the encoder's last layer."""
+        return self._output(len(self.tower.layers) - 1)[:, 0]
+
     def last_patches(self) -> Tensor:
         """(T, n, D) patches after the encoder's last layer."""
         states = self._output(len(self.tower.layers) - 1)
