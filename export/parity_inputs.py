@@ -15,7 +15,7 @@ from export.settings import ExportSettings
 
 _NUM_IMAGES = 4
 _NUM_PROMPTS = 32
-_QUESTIONS = (
+QUESTIONS = (
     "what is in the picture?",
     "what is on the left?",
     "how many objects are there?",
@@ -67,7 +67,7 @@ def make_inputs(settings: ExportSettings, manifest: Manifest) -> ParityInputs:
         images = _read_images(Path(settings.parity_images), manifest)
     else:
         images = [_synthetic_image(size, seed) for seed in range(_NUM_IMAGES)]
-    questions = settings.parity_questions or _QUESTIONS
+    questions = settings.parity_questions or QUESTIONS
     prompts = [
         ParityPrompt(number % len(images), questions[(number // len(images)) % len(questions)])
         for number in range(max(_NUM_PROMPTS, len(images)))

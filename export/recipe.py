@@ -13,13 +13,16 @@ import numpy as np
 import onnx
 
 import edge_atp
+from edge_atp.runtime import golden
 from edge_atp.runtime import manifest as m
+from edge_atp.runtime.engine import Engine
 from edge_atp.runtime.model_dir import ModelDirectory, file_sha256
 from export.architecture import Llava, read_llava
 from export.decoder import emit_decoder
 from export.dialects import load_dialect
 from export.graph import GraphBuilder
 from export.parity import run_gates
+from export.parity_inputs import QUESTIONS
 from export.precision import get_precision
 from export.projector import emit_projector
 from export.prompt import image_token, read_preprocess, template_from_chat
@@ -59,9 +62,24 @@ def export_model(
         write_directory(sources, staged, progress)
         progress("comparing with the original model")
         parity = run_gates(sources, ModelDirectory.open(staged), progress)
-        manifest = m.read_manifest(staged / m.FILE_NAME)
-        m.write_manifest(staged / m.FILE_NAME, replace(manifest, parity=parity))
+        progress("recording golden answers")
+        _complete(staged, parity)
     return ModelDirectory.open(out)
+
+
+def _complete(staged: Path, parity: dict[str, Any]) -> None:
+    """Add the golden answers and the parity numbers to a directory that passed."""
+    engine = Engine.load(ModelDirectory.open(staged), "ort-cpu")
+    golden.write_golden(staged / "golden.json", golden.record(engine, QUESTIONS))
+    engine.close()
+    manifest = m.read_manifest(staged / m.FILE_NAME)
+    files = (*manifest.files, _file_spec(staged, golden.ROLE, "golden.json"))
+    m.write_manifest(staged / m.FILE_NAME, replace(manifest, files=files, parity=parity))
+
+
+def _file_spec(folder: Path, role: str, name: str) -> m.FileSpec:
+    path = folder / name
+    return m.FileSpec(role, name, file_sha256(path), path.stat().st_size)
 
 
 def read_sources(settings: ExportSettings) -> Sources:
@@ -111,10 +129,7 @@ def write_directory(sources: Sources, folder: Path, progress: Progress) -> None:
     if sources.tower:
         shutil.copyfile(sources.tower.tokenizer, folder / "text_tokenizer.json")
         files.append(("text_tokenizer", "text_tokenizer.json"))
-    specs = tuple(
-        m.FileSpec(role, name, file_sha256(folder / name), (folder / name).stat().st_size)
-        for role, name in files
-    )
+    specs = tuple(_file_spec(folder, role, name) for role, name in files)
     m.write_manifest(folder / m.FILE_NAME, _manifest(sources, tuple(graphs), specs))
 
 
