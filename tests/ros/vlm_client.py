@@ -122,10 +122,15 @@ class VlmClient:
 
     def listen(self, kind: type, topic: str, qos: Any = 10) -> list[Any]:
         """Subscribe; returns the list that fills up. Waits until a publisher is matched."""
-        received: list[Any] = []
-        self._collect(kind, topic, qos, received)
+        received = self.listen_later(kind, topic, qos)
         self.wait(lambda: self.node.count_publishers(topic), f"publisher of {topic}")
         time.sleep(0.3)
+        return received
+
+    def listen_later(self, kind: type, topic: str, qos: Any = 200) -> list[Any]:
+        """Subscribe to what nobody publishes yet; returns the list that fills up."""
+        received: list[Any] = []
+        self._collect(kind, topic, qos, received)
         return received
 
     def send(self, text: str = QUESTION, **fields: Any) -> str:

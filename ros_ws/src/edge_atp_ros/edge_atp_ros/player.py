@@ -73,6 +73,7 @@ class BagPlayer(Node):
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._play, name="player", daemon=True)
         self.finished = False
+        self.exit_code = 0
 
     def start(self) -> None:
         """Begin to play."""
@@ -89,6 +90,14 @@ class BagPlayer(Node):
         super().destroy_node()
 
     def _play(self) -> None:
+        try:
+            self._play_all()
+        except Exception as error:  # a damaged part of the file: say which file, and end
+            self.get_logger().error(f"{self._recording.path} cannot be played on: {error}")
+            self.exit_code = 1
+        self.finished = True
+
+    def _play_all(self) -> None:
         self._wait_for_subscriber()
         self._stopping.wait(self._start_delay_s)
         with self._recording as recording:
@@ -102,7 +111,6 @@ class BagPlayer(Node):
                     break
         if not self._stopping.is_set():
             self.get_logger().info("end of the recording")
-        self.finished = True
 
     def _play_once(self, recording: Recording) -> None:
         begun_s = reported_s = time.monotonic()

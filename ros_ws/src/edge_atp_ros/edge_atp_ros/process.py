@@ -36,7 +36,7 @@ def run_node(create: Callable[[], Any], args: Sequence[str] | None = None) -> in
     Args:
         create: builds the node, with whatever imports that takes. If the node has a method
             ``start``, it is called before spinning; once an attribute ``finished`` is true,
-            the node ends by itself.
+            the node ends by itself, with the exit code in its attribute ``exit_code``.
         args: command line with ROS arguments; None: the process's own.
     Returns:
         The exit code: 0 after a signal or the node's own end, 1 if the node could not start.
@@ -46,7 +46,11 @@ def run_node(create: Callable[[], Any], args: Sequence[str] | None = None) -> in
     from rclpy.executors import SingleThreadedExecutor
     from rclpy.signals import SignalHandlerOptions
 
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    except Exception as error:  # RCLError, which rclpy keeps in a private module
+        print(f"cannot start: {error}", file=sys.stderr)
+        return 1
     node = None
     try:
         node = create()
@@ -56,7 +60,7 @@ def run_node(create: Callable[[], Any], args: Sequence[str] | None = None) -> in
         executor.add_node(node)
         while not stop and not getattr(node, "finished", False):
             executor.spin_once(timeout_sec=_POLL_S)
-        return 0
+        return getattr(node, "exit_code", 0)
     except StartError as error:
         print(f"cannot start: {error}", file=sys.stderr)
         return 1

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rosbags.highlevel import AnyReader, AnyReaderError
-from rosbags.typesys import Stores, get_typestore
+from rosbags.rosbag2 import Reader, ReaderError
 
 # A message that begins with a std_msgs/Header has its stamp after the 4-byte CDR header.
 _STAMP_OFFSET = 4
@@ -57,9 +56,9 @@ class Recording:
         if not self.path.exists():
             raise RecordingError(f"bag {self.path} does not exist")
         try:
-            self._reader = AnyReader([self.path], default_typestore=get_typestore(Stores.LATEST))
+            self._reader = Reader(self.path)
             self._reader.open()
-        except (AnyReaderError, OSError, ValueError, KeyError) as error:
+        except (ReaderError, OSError, ValueError, KeyError) as error:
             raise RecordingError(f"bag {self.path} cannot be read: {error}") from error
         self.topics: dict[str, RecordedTopic] = {}
         self.skipped: dict[str, str] = {}

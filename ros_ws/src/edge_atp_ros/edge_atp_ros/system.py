@@ -137,9 +137,9 @@ def parse_camera_topics(value: str) -> dict[str, str]:
     """
     topics: dict[str, str] = {}
     for entry in value.split(","):
-        name, separator, topic = entry.strip().rpartition("=")
+        name, separator, topic = (part.strip() for part in entry.rpartition("="))
         parts = topic.removesuffix("/compressed").strip("/").split("/")
-        name = name.strip() if separator else "_".join(parts[:-1] or parts)
+        name = name if separator else "_".join(parts[:-1] or parts)
         if not name or not topic.strip("/"):
             raise SettingError(
                 f"camera_topics is {value!r}; give topics, or name=topic, separated by commas"

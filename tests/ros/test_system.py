@@ -1,0 +1,249 @@
+"""The table of processes, the commands made of it, and the launch file that reads it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import sys
+import time
+import types
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytest.importorskip("edge_atp_ros", reason="needs the built workspace: scripts/with_ros")
+
+from edge_atp_ros.runner import Runner, command_line
+from edge_atp_ros.system import (
+    Process,
+    SettingError,
+    WarehouseArguments,
+    parse_camera_topics,
+    warehouse,
+)
+
+SHARE = Path(__file__).resolve().parents[2] / "launch"
+LAUNCH_FILE = SHARE / "warehouse.launch.py"
+ARGUMENTS = {
+    "engine", "model", "camera_topics", "bag", "params_file", "namespace", "use_sim_time",
+    "autostart", "use_respawn", "planner", "log_level",
+}  # fmt: skip
+
+
+def table(**arguments) -> dict[str, Process]:
+    return {process.name: process for process in warehouse(WarehouseArguments(**arguments), SHARE)}
+
+
+def test_by_default_the_recorded_cell_the_vlm_node_and_the_planner_run():
+    processes = table()
+
+    assert list(processes) == ["vlm_node", "bag_player", "planner"]
+    assert processes["vlm_node"].parameters == {"autostart": True, "use_sim_time": False}
+    assert processes["vlm_node"].respawn
+    bag = processes["bag_player"]
+    assert bag.parameters["bag"] == str(SHARE / "bags" / "warehouse_cell")
+    assert bag.parameters["restamp"]
+    assert not bag.respawn, "a recording that has ended must not start again"
+    for process in processes.values():
+        assert process.parameter_files == (str(SHARE / "params" / "warehouse.yaml"),)
+
+
+def test_the_parameter_file_names_the_nodes_of_the_table():
+    content = yaml.safe_load((SHARE / "params" / "warehouse.yaml").read_text())
+    assert set(content) == {f"/**/{name}" for name in table()}
+
+
+def test_camera_topics_replace_the_recording():
+    processes = table(camera_topics="/front/image_raw,left=/cam2/image", engine="ort-cpu")
+
+    assert set(processes) == {"vlm_node", "planner"}
+    parameters = processes["vlm_node"].parameters
+    assert parameters["cameras"] == ["front", "left"]
+    assert parameters["camera_topics"] == ["/front/image_raw", "/cam2/image"]
+    assert parameters["engine"] == "ort-cpu"
+    assert "bag_player" in table(camera_topics="/front/image_raw", bag=str(SHARE / "bags"))
+    assert set(table(bag="none", planner=False)) == {"vlm_node"}
+
+
+def test_with_sim_time_the_recordings_clock_rules():
+    processes = table(use_sim_time=True)
+
+    assert processes["vlm_node"].parameters["use_sim_time"]
+    assert processes["planner"].parameters["use_sim_time"]
+    player = processes["bag_player"].parameters
+    assert player["publish_clock"]
+    assert not player["restamp"]
+    assert "use_sim_time" not in player, "it makes the clock"
+
+
+@pytest.mark.parametrize(
+    ("value", "topics"),
+    [
+        ("/camera/image_raw", {"camera": "/camera/image_raw"}),
+        ("camera/color/image_raw", {"camera_color": "camera/color/image_raw"}),
+        ("image", {"image": "image"}),
+        ("/top/image_raw/compressed", {"top": "/top/image_raw/compressed"}),
+        (" a = /x/y , /b/z", {"a": "/x/y", "b": "/b/z"}),
+    ],
+)
+def test_camera_topics_are_named_after_themselves(value, topics):
+    assert parse_camera_topics(value) == topics
+
+
+@pytest.mark.parametrize("value", [",", "a=", "=/x", "/a/x,/a/y", "a=/x,a=/y"])
+def test_malformed_camera_topics_are_refused(value):
+    with pytest.raises(SettingError, match="camera_topics"):
+        parse_camera_topics(value)
+
+
+@pytest.mark.parametrize("name", ["bag", "params_file"])
+def test_a_file_that_is_missing_is_named(name):
+    with pytest.raises(SettingError, match=f"{name} is /no/such, which does not exist"):
+        table(**{name: "/no/such"})
+
+
+def test_the_profile_is_set_unless_the_user_has_one(monkeypatch):
+    monkeypatch.delenv("FASTRTPS_DEFAULT_PROFILES_FILE", raising=False)
+    environment = table()["vlm_node"].environment
+    assert Path(environment["FASTRTPS_DEFAULT_PROFILES_FILE"]).is_file()
+    monkeypatch.setenv("FASTRTPS_DEFAULT_PROFILES_FILE", "/mine.xml")
+    assert table()["vlm_node"].environment == {}
+
+
+def test_a_command_line_carries_everything():
+    process = Process(
+        executable="planner",
+        name="eve",
+        namespace="cell",
+        parameter_files=("/p.yaml",),
+        parameters={"on": True, "ratio": 0.5, "name": "x: y", "list": ["a", "b, c"], "empty": ""},
+        remappings=(("~/query", "vlm/query"),),
+        log_level="warn",
+    )
+    command = command_line(process)
+
+    assert command[:4] == [sys.executable, "-m", "edge_atp_ros.planner", "--ros-args"]
+    pairs = list(zip(command[4::2], command[5::2], strict=True))
+    assert ("-r", "__node:=eve") in pairs
+    assert ("-r", "__ns:=/cell") in pairs
+    assert ("-r", "~/query:=vlm/query") in pairs
+    assert ("--params-file", "/p.yaml") in pairs
+    assert ("--log-level", "warn") in pairs
+    given = dict(value.split(":=", 1) for option, value in pairs if option == "-p")
+    assert {name: yaml.safe_load(value) for name, value in given.items()} == process.parameters
+
+
+def test_the_runner_restarts_what_respawns_and_reports_what_ended(tmp_path, monkeypatch):
+    # Stand-ins for nodes: a module that sleeps, and one that ends at once.
+    package = tmp_path / "edge_atp_ros"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "sleeper.py").write_text("import time\nprint('up', flush=True)\ntime.sleep(60)\n")
+    (package / "ender.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr("edge_atp_ros.runner.RESPAWN_DELAY_S", 0.1)
+    processes = [Process("sleeper", "sleeper", respawn=True), Process("ender", "ender")]
+
+    with Runner(processes, tmp_path / "logs") as runner:
+        wait_until(lambda: "up" in runner.log("sleeper"))
+        os.kill(runner.pid("sleeper"), signal.SIGKILL)
+        wait_until(lambda: runner.restarts("sleeper") == 1)
+        wait_until(lambda: runner.log("sleeper").count("up") == 2)
+        wait_until(lambda: runner.ended() == {"ender": 3})
+        pid = runner.pid("sleeper")
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def wait_until(holds) -> None:
+    end = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+class Recorded:
+    """Stands for a class of launch: keeps what it was called with."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        self.args, self.kwargs = args, kwargs
+        self.name = args[0] if args else kwargs.get("name")
+        self.choices = kwargs.get("choices")
+
+
+class Configuration(Recorded):
+    def perform(self, context) -> str:
+        return context[self.name]
+
+
+@pytest.fixture
+def launch_file(monkeypatch):
+    """The launch file, loaded with stand-ins for launch and launch_ros."""
+    fakes = {
+        "launch": {"LaunchDescription": Recorded},
+        "launch.actions": {"DeclareLaunchArgument": Recorded, "OpaqueFunction": Recorded},
+        "launch.substitutions": {"LaunchConfiguration": Configuration},
+        "launch_ros": {},
+        "launch_ros.actions": {"Node": Recorded},
+    }
+    for name, members in fakes.items():
+        module = types.ModuleType(name)
+        vars(module).update(members)
+        monkeypatch.setitem(sys.modules, name, module)
+    spec = importlib.util.spec_from_file_location("warehouse_launch", LAUNCH_FILE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_launch_file_declares_every_argument_with_help(launch_file):
+    declared = {argument.name: argument.kwargs for argument in launch_file.ARGUMENTS}
+
+    assert set(declared) == ARGUMENTS
+    assert all(kwargs["description"] and "default_value" in kwargs for kwargs in declared.values())
+    fields = set(WarehouseArguments.__dataclass_fields__) - {"player_parameters"}
+    assert set(declared) == fields
+
+
+def test_the_launch_file_starts_the_table(launch_file):
+    context = {a.name: a.kwargs["default_value"] for a in launch_file.ARGUMENTS}
+    actions = launch_file.start_processes(context | {"engine": "ort-cpu", "autostart": "False"})
+
+    assert [action.kwargs["name"] for action in actions] == ["vlm_node", "bag_player", "planner"]
+    vlm = actions[0].kwargs
+    assert (vlm["package"], vlm["executable"]) == ("edge_atp", "vlm_node")
+    file, single = vlm["parameters"]
+    assert Path(file).is_file()
+    assert single == {"autostart": False, "use_sim_time": False, "engine": "ort-cpu"}
+    assert vlm["respawn"]
+    assert ("~/query", "vlm_node/query") in actions[2].kwargs["remappings"]
+
+
+RUN_LAUNCH = """
+import sys
+from launch import LaunchDescription, LaunchService
+from launch.actions import IncludeLaunchDescription
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+service = LaunchService()
+source = PythonLaunchDescriptionSource(sys.argv[1])
+service.include_launch_description(LaunchDescription([IncludeLaunchDescription(source)]))
+sys.exit(service.run())
+"""
+
+
+def test_ros2_launch_brings_the_system_up_and_down(start_process, tmp_path):
+    pytest.importorskip(
+        "launch_ros", reason="launch_ros is not on PyPI; it comes with an installed ROS 2"
+    )
+    env = {"ROS_LOG_DIR": str(tmp_path)}
+    process = start_process([sys.executable, "-c", RUN_LAUNCH, str(LAUNCH_FILE)], env=env)
+    process.wait_for("active: cameras", 30.0)
+    process.wait_for("playing ", 30.0)
+    process.wait_for("what hazard is on the floor? ->", 30.0)
+    process.signal_group(signal.SIGINT)
+
+    assert process.wait() == 0
+    assert process.output().count("process has finished cleanly") == 3
+    assert "Traceback" not in process.output()
