@@ -111,6 +111,8 @@ def lowest_twin(vectors: Array) -> Array | None:
         return None
     ordered = xp.take(vectors, order, axis=0)
     same = same & xp.all(ordered[1:, :] == ordered[:-1, :], axis=1)
+    if not bool(xp.any(same)):
+        return None  # different rows whose sums collide
     starts = xp.concat([xp.ones(1, dtype=xp.bool, device=where), ~same])
     group = xp.cumulative_sum(xp.astype(starts, xp.int64)) - 1
     first_of_group = xp.take(order, xp.nonzero(starts)[0])

@@ -1,0 +1,91 @@
+"""Shared arithmetic."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_atp.pruning.ops import cosine, head_mean, min_max, softmax, top_k
+from edge_atp.pruning.similarity import cosine_cross, cosine_matrix, lowest_twin
+
+
+def test_top_k_breaks_ties_by_index() -> None:
+    scores = np.array([0.5, 1.0, 1.0, 0.5, 1.0], np.float32)
+    assert top_k(scores, 4).tolist() == [1, 2, 4, 0]
+    torch = pytest.importorskip("torch")
+    assert top_k(torch.from_numpy(scores), 4).tolist() == [1, 2, 4, 0]
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=60), st.data())
+def test_top_k_is_a_stable_descending_sort(values: list[int], data) -> None:
+    k = data.draw(st.integers(0, len(values)))
+    expected = sorted(range(len(values)), key=lambda i: (-values[i], i))[:k]
+    assert top_k(np.array(values, np.float32), k).tolist() == expected
+
+
+def test_min_max() -> None:
+    np.testing.assert_allclose(min_max(np.array([2.0, 4.0, 3.0])), [0, 1, 0.5])
+    np.testing.assert_array_equal(min_max(np.full(3, 7.0)), np.zeros(3))
+
+
+def test_softmax_survives_large_logits() -> None:
+    np.testing.assert_allclose(softmax(np.array([[1e4, 1e4], [0.0, -1e4]])), [[0.5, 0.5], [1, 0]])
+
+
+def test_head_mean() -> None:
+    assert head_mean(np.ones((2, 3), np.float16)).dtype == np.float32
+    np.testing.assert_allclose(head_mean(np.array([[1.0, 3.0], [3.0, 3.0]])), [2, 3])
+
+
+def test_cosine_of_zero_is_zero() -> None:
+    vectors = np.array([[0, 0], [3, 4], [-1, 0]], np.float32)
+    result = cosine(vectors, np.array([1, 0], np.float32))
+    np.testing.assert_allclose(result, [0, 0.6, -1], atol=1e-7)
+    np.testing.assert_array_equal(cosine(vectors, np.zeros(2, np.float32)), np.zeros(3))
+
+
+@pytest.mark.parametrize(("num", "width"), [(30, 16), (200, 1024)])
+def test_cosine_matrix(num: int, width: int) -> None:
+    vectors = np.random.default_rng(0).standard_normal((num, width)).astype(np.float32)
+    vectors[3] = 0.0
+    unit = vectors.astype(np.float64)
+    lengths = np.linalg.norm(unit, axis=1, keepdims=True)
+    unit /= np.where(lengths > 0, lengths, 1)
+    matrix = cosine_matrix(vectors)
+    np.testing.assert_allclose(matrix, unit @ unit.T, atol=2e-6)
+    ones = np.ones(num)
+    ones[3] = 0.0
+    np.testing.assert_array_equal(np.diagonal(matrix), ones)
+    np.testing.assert_allclose(cosine_cross(vectors[:9], vectors), (unit @ unit.T)[:9], atol=2e-6)
+
+
+def test_small_matrices_are_float64_and_large_ones_float32() -> None:
+    assert cosine_matrix(np.ones((10, 4), np.float16)).dtype == np.float64
+    assert cosine_matrix(np.ones((200, 1024), np.float32)).dtype == np.float32
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_equal_rows_have_equal_bits(backend: str) -> None:
+    vectors = np.random.default_rng(1).standard_normal((203, 1021)).astype(np.float32)
+    vectors[100:150] = vectors[:50]
+    vectors[202] = vectors[7]
+    array = vectors
+    if backend == "torch":
+        torch = pytest.importorskip("torch")
+        array = torch.from_numpy(vectors)
+    matrix = np.asarray(cosine_matrix(array))
+    np.testing.assert_array_equal(matrix[100:150], matrix[:50])
+    np.testing.assert_array_equal(matrix[:, 202], matrix[:, 7])
+    assert matrix[202, 107] == 1.0
+    twins = np.asarray(lowest_twin(array))
+    expected = np.arange(203)
+    expected[100:150] = np.arange(50)
+    expected[202] = 7
+    np.testing.assert_array_equal(twins, expected)
+
+
+def test_distinct_rows_have_no_twin() -> None:
+    rows = np.array([[1, 2], [2, 1], [-1, -2], [1, 2.0000002]], np.float32)
+    assert lowest_twin(rows) is None
