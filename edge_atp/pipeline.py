@@ -150,6 +150,8 @@ class Pipeline:
             raise InvalidQueryError(
                 f"max_new_tokens is {query.max_new_tokens}; 0 (the default) or a positive number"
             )
+        if query.choices:
+            raise InvalidQueryError("choices are not supported in this version; leave them empty")
         budget = plan(query.prune, self.default_budget, self._latency_model)
         try:
             self._pruner(budget)
