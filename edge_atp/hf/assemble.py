@@ -102,7 +102,7 @@ def assemble(request: Request) -> Parts:
         return parts
     rule = module.Rule(request.method, request.budget)
     if request.method.site == "in_encoder":
-        pruner = EncoderPruner(request.host.vision, rule, request.questions.notice)
+        pruner = EncoderPruner(request.family, request.host, rule, request.questions.notice)
         return with_chooser(request, pruner, pruner)
     return with_rule(request, rule)
 

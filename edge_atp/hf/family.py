@@ -111,12 +111,15 @@ class Family(ABC):
             "compact" (renumbered without gaps) or "original" (kept).
         policies: the policies it supports.
         in_llm: whether the decoder sees visual tokens as rows, so that in-LLM methods apply.
+        resamples: whether projected tokens are interpolated before the language model sees them,
+            so that no single patch stands behind a token.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
     position_policy: ClassVar[str] = "compact"
     policies: ClassVar[tuple[str, ...]] = ("compact", "original")
     in_llm: ClassVar[bool] = True
+    resamples: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

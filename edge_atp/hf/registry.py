@@ -11,7 +11,9 @@ from edge_atp.errors import ConfigError
 from edge_atp.hf.family import Family
 
 # Modules of this folder that are not families.
-_INFRASTRUCTURE = frozenset({"assemble", "attach", "budget", "family", "registry", "settings"})
+_INFRASTRUCTURE = frozenset(
+    {"assemble", "attach", "budget", "family", "registry", "settings", "tiles"}
+)
 
 
 def families() -> tuple[str, ...]:

@@ -8,6 +8,10 @@ from transformers import (
     CLIPModel,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextVideoConfig,
+    LlavaNextVideoForConditionalGeneration,
     PreTrainedTokenizerFast,
 )
 
@@ -86,6 +90,8 @@ def randomised(model, seed=0):
             scale = 1.0 if "embed_tokens" in name else scale
             scale = 0.3 / parameter.shape[-1] ** 0.5 if "projector" in name else scale
             parameter.data = torch.randn(parameter.shape, generator=generator) * scale
+        elif "newline" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator)
         elif "norm" not in name:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
     model.generation_config.eos_token_id = None
@@ -104,6 +110,32 @@ def llava(attention="sdpa", seed=0, **text):
     )
     config._attn_implementation = attention
     return randomised(LlavaForConditionalGeneration(config), seed)
+
+
+def llava_next(attention="sdpa", seed=0):
+    config = LlavaNextConfig(
+        vision_config={"model_type": "clip_vision_model", **VISION},
+        text_config={"model_type": "llama", **TEXT},
+        image_token_id=IMAGE_ID,
+        image_grid_pinpoints=[[16, 32], [32, 16], [32, 32]],
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+    )
+    config._attn_implementation = attention
+    return randomised(LlavaNextForConditionalGeneration(config), seed)
+
+
+def llava_next_video(seed=0):
+    config = LlavaNextVideoConfig(
+        vision_config={"model_type": "clip_vision_model", **VISION},
+        text_config={"model_type": "llama", **TEXT},
+        image_token_id=IMAGE_ID,
+        video_token_id=VIDEO_ID,
+        image_grid_pinpoints=[[16, 32], [32, 16], [32, 32]],
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+    )
+    return randomised(LlavaNextVideoForConditionalGeneration(config), seed)
 
 
 def clip(vision=VISION, seed=5):
@@ -130,9 +162,10 @@ def clip(vision=VISION, seed=5):
 def prompts(questions, images=1, tokens=PATCHES, placeholder="<image>"):
     """Tokenised prompts, left-padded: "USER: <image>... question ASSISTANT:"."""
     images = [images] * len(questions) if isinstance(images, int) else images
+    tokens = [tokens] * len(questions) if isinstance(tokens, int) else tokens
     texts = [
-        "<s>USER: " + (placeholder * tokens + "\n") * count + question + " ASSISTANT:"
-        for question, count in zip(questions, images, strict=True)
+        "<s>USER: " + (placeholder * length + "\n") * count + question + " ASSISTANT:"
+        for question, count, length in zip(questions, images, tokens, strict=True)
     ]
     return TOKENIZER(texts, return_tensors="pt", padding=True, add_special_tokens=False)
 

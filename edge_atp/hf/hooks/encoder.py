@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from edge_atp.errors import ConfigError
-from edge_atp.hf.family import ImageLayout, Tensor, VisionCall, VisionTower
+from edge_atp.hf.family import Family, Host, ImageLayout, Tensor, VisionCall
 from edge_atp.hf.hooks.installation import Installation
 from edge_atp.hf.hooks.projections import Heads, ProjectionTap
 from edge_atp.hf.hooks.projector import Chooser, Chosen
@@ -71,13 +71,21 @@ class EncoderRule(ABC):
 class EncoderPruner(Chooser):
     """Hooks on the encoder's layers; the projector projects what is left."""
 
-    def __init__(self, tower: VisionTower, rule: EncoderRule, notice: ImageNotice) -> None:
+    def __init__(self, family: Family, host: Host, rule: EncoderRule, notice: ImageNotice) -> None:
+        tower = host.vision
+        if family.resamples:
+            raise ConfigError(
+                f"{family.name} resamples its tiles after the encoder, which needs all of their"
+                " tokens; choose an interface-level method"
+            )
         name = type(tower.module).__name__
         if rule.needs_cls and not tower.has_cls:
             raise ConfigError(
                 f"the method scores by the CLS token, which {name} does not have; choose tome, or a"
                 " method that cuts behind the encoder"
             )
+        self._family = family
+        self._host = host
         self._tower = tower
         self._rule = rule
         self._notice = notice
@@ -110,21 +118,12 @@ class EncoderPruner(Chooser):
     def choose(self, call: VisionCall, features: Tensor, embeds: Tensor | None) -> Chosen:
         """Everything that is left, at the places of the patches it stands for."""
         del embeds
-        places = torch.stack([tile.place for tile in self._tiles])
-        tiles = len(self._tiles)
-        layouts = [ImageLayout((), self.num_patches)] * tiles
+        tiles, tokens = len(self._tiles), self.num_patches
+        layouts = self._family.layout(self._host, call, tiles, tokens, per_tile=True)
         self._notice(call.modality, layouts)
-        offsets = torch.arange(tiles, device=places.device)[:, None] * self.num_patches
-        selections = []
-        for place in places:
-            kept = place.sort().values
-            selections.append(Selection(kept_indices=kept, scores=None, order=kept))
-        return Chosen(
-            (places + offsets).flatten(),
-            features.flatten(0, 1),
-            tuple(selections),
-            (tiles, self.num_patches),
-        )
+        slots = torch.cat([tile.place + number * tokens for number, tile in enumerate(self._tiles)])
+        selections = tuple(_selection(layout, slots) for layout in layouts)
+        return Chosen(slots, features.flatten(0, 1), selections, (tiles, tokens))
 
     def clear(self) -> None:
         """Forget the call's tensors."""
@@ -204,3 +203,10 @@ class EncoderPruner(Chooser):
             return mask
         bias = torch.log(sizes).to(states.dtype)[:, None, None, :]
         return bias if mask is None else bias + mask
+
+
+def _selection(layout: ImageLayout, slots: Tensor) -> Selection:
+    """The places of one image that are taken, counted over its groups."""
+    own = torch.cat([group.tokens for group in layout.groups]).to(slots.device)
+    kept = torch.isin(own, slots).nonzero()[:, 0]
+    return Selection(kept_indices=kept, scores=None, order=kept)

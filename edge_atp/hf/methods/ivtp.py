@@ -81,13 +81,14 @@ class VisionStage(EncoderPruner):
     """Stage 1's hooks; notes each image's CLS for stage 2."""
 
     def __init__(self, request: Request, rule: EncoderStage, tap: VisionTap) -> None:
-        super().__init__(request.host.vision, rule, request.questions.notice)
-        self._host = request.host
+        super().__init__(request.family, request.host, rule, request.questions.notice)
         self._text_tower = request.tower
         self._tap = tap
-        # (T, P) CLS in the joint space and (T, H) behind the projector, per image.
+        # CLS in the joint space (I, P) and behind the projector (I, H), mean over an image's tiles.
         self.joint: Tensor | None = None
         self.projected: Tensor | None = None
+        # Tiles of each image.
+        self.tiles: list[int] = []
 
     def choose(self, call: VisionCall, features: Tensor, embeds: Tensor | None) -> Chosen:
         """Everything that stage 1 left."""
@@ -95,9 +96,13 @@ class VisionStage(EncoderPruner):
         last = self._tap.last_cls()
         tower: Any = self._text_tower
         with torch.no_grad():
-            self.joint = tower.project_patches(last[:, None], self._host.vision)[:, 0]
+            joint = tower.project_patches(last[:, None], self._host.vision)[:, 0]
             # Straight through forward: the projector's hooks are for the call's tokens.
-            self.projected = self._host.projector.forward(cls)
+            projected = self._host.projector.forward(cls)
+        layouts = self._family.layout(self._host, call, len(cls), self.num_patches, per_tile=True)
+        self.tiles = [len(layout.groups) for layout in layouts]
+        self.joint = torch.stack([tiles.mean(0) for tiles in joint.split(self.tiles)])
+        self.projected = torch.stack([tiles.mean(0) for tiles in projected.split(self.tiles)])
         return super().choose(call, features, embeds)
 
     def clear(self) -> None:
@@ -167,12 +172,13 @@ class LanguageStage(DecoderRule):
         return Kept(kept)
 
     def _count(self, layer: int, row: int, left: int) -> int:
-        """Tokens kept at a layer: the schedule of one image, times the prompt's images."""
+        """Tokens kept at a layer: the schedule of one tile, times the prompt's tiles."""
         patches = self._vision.num_patches
         count = None if self._keep is None else self._keep.num_kept(patches)
         stage = self._method.schedule(patches, count).at(layer)
         images = self._images(row * self._questions.count // self._batch)
-        return min(left, int(stage.num_kept) * len(images))
+        tiles = sum(self._vision.tiles[image] for image in images)
+        return min(left, int(stage.num_kept) * tiles)
 
     def _images(self, sample: int) -> Sequence[int]:
         return [i for i, owner in enumerate(self._questions.samples) if owner == sample]
