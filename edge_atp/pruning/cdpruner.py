@@ -10,27 +10,31 @@ from array_api_compat import array_namespace, device
 from edge_atp.errors import ConfigError
 from edge_atp.pruning.base import Pruner, as_indices, kept_from_order
 from edge_atp.pruning.ops import as_float32, cosine, min_max
-from edge_atp.pruning.similarity import cosine_matrix
+from edge_atp.pruning.similarity import cosine_matrix, lowest_twin
 from edge_atp.types import Array, Selection, VisualSignals
 
 FEATURES = ("image_embeds", "patch_features", "patch_embeds")
 RELEVANCE_SOURCES = ("negated", "raw")
 
 
-def greedy_map(similarity: Array, relevance: Array, num_kept: int) -> list[int]:
+def greedy_map(
+    similarity: Array, relevance: Array, num_kept: int, twins: Array | None = None
+) -> list[int]:
     """Greedy MAP of the DPP with kernel L = diag(r) S diag(r), by incremental Cholesky rows.
 
     Args:
         similarity: (N, N) positive semi-definite, S.
         relevance: (N,) not negative, r.
         num_kept: K in [1, N].
+        twins: (N,) lowest index with the same column of S, as ``lowest_twin`` gives it; keeps
+            equal tokens tied to the last bit.
     Returns:
         K indices in the order chosen: always the token that grows the determinant most. Once
         the remaining gains are rounding noise (the kernel's rank is used up, or r is 0), the
         lowest indices follow.
     Source: Chen et al., "Fast Greedy MAP Inference for Determinantal Point Process", alg. 1;
     Zhang et al., "Beyond Attention or Similarity: Maximizing Conditional Diversity for Token
-    Pruning in MLLMs" (CDPruner), sec. 3. One (t, N) product a step, never N x N.
+    Pruning in MLLMs" (CDPruner), sec. 3. One (t) x (t, N) product a step, never N x N.
     """
     xp = array_namespace(similarity, relevance)
     noise = 64 * float(xp.finfo(similarity.dtype).eps)
@@ -38,6 +42,7 @@ def greedy_map(similarity: Array, relevance: Array, num_kept: int) -> list[int]:
     gains = relevance**2 * xp.astype(xp.linalg.diagonal(similarity), xp.float64)
     floor = noise * float(xp.max(gains))
     num = gains.shape[0]
+    # Cholesky rows divided by r_j, so that equal columns of S stay equal whatever their r.
     rows = xp.zeros((num_kept, num), dtype=xp.float64, device=device(similarity))
     order: list[int] = []
     while len(order) < num_kept:
@@ -47,11 +52,14 @@ def greedy_map(similarity: Array, relevance: Array, num_kept: int) -> list[int]:
             rest = sorted(set(range(num)) - set(order))
             return order + rest[: num_kept - len(order)]
         step = len(order)
-        kernel_row = relevance[chosen] * similarity[chosen, :] * relevance
-        # Summed column by column, not by a blocked product: equal tokens keep equal gains.
-        explained = xp.sum(rows[:step, chosen][:, None] * rows[:step, :], axis=0)
-        rows[step, :] = (kernel_row - explained) / gain**0.5
-        gains = gains - rows[step, :] ** 2
+        explained = rows[:step, chosen] @ rows[:step, :]
+        if twins is not None:
+            explained = xp.take(explained, twins)
+        row = (xp.astype(similarity[chosen, :], xp.float64) - explained) * (
+            float(relevance[chosen]) / gain**0.5
+        )
+        rows[step, :] = row
+        gains = gains - (relevance * row) ** 2
         gains[chosen] = float("-inf")
         order.append(chosen)
     return order
@@ -94,5 +102,6 @@ class Method(Pruner):
             relevance = -relevance
         relevance = min_max(relevance)
         features = getattr(signals, self._first(signals, FEATURES))
-        order = greedy_map(cosine_matrix(features), relevance, num_kept)
+        twins = lowest_twin(as_float32(features))
+        order = greedy_map(cosine_matrix(features), relevance, num_kept, twins)
         return kept_from_order(as_indices(order, features), as_float32(relevance))
