@@ -261,7 +261,8 @@ def bad_images() -> dict[str, tuple]:
         "height too large": (image(height=481), "481"),
         "empty": (Image(encoding="rgb8", header=image().header), "empty"),
         "odd yuv width": (make_image(np.zeros((4, 5, 2), np.uint8), "uyvy"), "pairs"),
-        "damaged jpeg": (make_compressed(b"\xff\xd8\xff\xe0 not a picture", "jpeg"), "decoded"),
+        "damaged jpeg": (make_compressed(b"\xff\xd8\xff\xe0 not a picture", "jpeg"), "truncated"),
+        "no picture": (make_compressed(b"not a picture", "jpeg"), "neither JPEG nor PNG"),
         "no bytes": (make_compressed(b"", "png"), "empty"),
     }
 
@@ -454,3 +455,24 @@ def test_an_unknown_method_is_refused_as_a_parameter(client):
     result = client.set_parameter("method", "telepathy")
     assert not result.successful
     assert "telepathy" in result.reason
+
+
+def test_random_bytes_on_any_input_leave_the_node_alive(client, node):
+    """Not messages at all: the publisher hands over bytes as if they were serialized."""
+    rng = np.random.default_rng(11)
+    header = b"\0\1\0\0"
+    for size in (0, 1, 4, 7, 40, 300, 5000):
+        for publisher in (client.images, client.compressed, client.queries, client.texts):
+            publisher.publish(header + rng.bytes(size))
+    client.ask()
+    good = make_image(pattern())
+    assert_answers(client, client.ask_about(good), good)
+    assert "Traceback" not in node.output()
+
+
+def test_a_malformed_image_is_answered_with_the_reason(client):
+    client.images.publish(b"\0\1\0\0" + bytes(3))
+    answer = client.ask()
+
+    assert answer.error_code == Answer.ERROR_UNSUPPORTED_ENCODING
+    assert "malformed Image message" in answer.error_msg

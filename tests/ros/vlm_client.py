@@ -89,8 +89,8 @@ class VlmClient:
         self.compressed = self.node.create_publisher(
             CompressedImage, f"{camera}/compressed", qos_profile_sensor_data
         )
-        self._queries = self.node.create_publisher(Query, f"{node}/query", deep)
-        self._texts = self.node.create_publisher(String, f"{node}/query_text", deep)
+        self.queries = self.node.create_publisher(Query, f"{node}/query", deep)
+        self.texts = self.node.create_publisher(String, f"{node}/query_text", deep)
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self.node)
         self._thread = threading.Thread(target=self._executor.spin, daemon=True)
@@ -104,7 +104,7 @@ class VlmClient:
 
     def wait_until_active(self) -> None:
         """Wait until the node has matched every publisher and subscription of this client."""
-        publishers = (self.images, self.compressed, self._queries, self._texts)
+        publishers = (self.images, self.compressed, self.queries, self.texts)
         self.wait(lambda: all(p.get_subscription_count() for p in publishers), "node is active")
         topics = (f"{self._name}/answer", f"{self._name}/patch_mask", "/diagnostics")
         self.wait(lambda: all(self.node.count_publishers(t) for t in topics), "node publishes")
@@ -140,11 +140,11 @@ class VlmClient:
         query = Query(query_id=query_id, text=text, **fields)
         if prune:
             query.prune = PruneConfig(**prune)
-        self._queries.publish(query)
+        self.queries.publish(query)
         return query_id
 
     def send_text(self, text: str) -> None:
-        self._texts.publish(String(data=text))
+        self.texts.publish(String(data=text))
 
     def ask(self, text: str = QUESTION, **fields: Any) -> Answer:
         """Publish a question and wait for its answer."""

@@ -23,6 +23,7 @@ from edge_atp_ros.error_codes import (
     CanceledError,
     ExpiredError,
     NoFrameError,
+    RejectedError,
     StaleFrameError,
     error_code,
     error_text,
@@ -94,7 +95,9 @@ class Answerer:
         self, question: Question, error: BaseException, images: Sequence[CameraImage] = ()
     ) -> None:
         """Answer a question with the error that stopped it."""
-        if isinstance(error, EdgeAtpError):
+        if isinstance(error, RejectedError):  # comes in floods
+            self._logger.warning(f"{question.query_id}: {error}", throttle_duration_sec=1.0)
+        elif isinstance(error, EdgeAtpError):
             self._logger.warning(f"{question.query_id}: {error}")
         else:
             trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))

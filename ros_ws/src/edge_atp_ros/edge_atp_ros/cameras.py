@@ -28,8 +28,9 @@ RAW, COMPRESSED, BOTH = "raw", "compressed", "both"
 TRANSPORTS = (BOTH, RAW, COMPRESSED)
 
 # Best effort matches every publisher. Some depth, so that a busy moment of the process loses no
-# frame; the newest one wins all the same, because the callbacks only store.
-_CAMERA_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
+# frame (with 5, one of 100 at 30 Hz was lost on an overloaded machine); the newest one wins all
+# the same, because the callbacks only store.
+_CAMERA_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
 
 
 @dataclass(frozen=True)
