@@ -183,6 +183,7 @@ def _install_calls(
         if state is not None and ids is not None:
             entrance.new_tokens = _new_tokens(ids, kwargs.get("attention_mask"), state.seen)
             questions.set_prompt(ids[:, -entrance.new_tokens :])
+            _hide_seen_images(kwargs, state.seen)
         else:
             questions.set_prompt(ids)
         if question is not None:
@@ -220,3 +221,13 @@ def _new_tokens(ids: Any, mask: Any, seen: int) -> int:
     if mask is not None and mask.shape[1] != length:
         return length
     return length - seen
+
+
+def _hide_seen_images(kwargs: dict[str, Any], seen: int) -> None:
+    """Blank out the token types of images that the cache holds already.
+
+    M-RoPE models look for new images behind the cache's length, which pruning made shorter.
+    """
+    types = kwargs.get("mm_token_type_ids")
+    if types is not None and types.shape[1] > seen and not bool(types[:, seen:].any()):
+        kwargs["mm_token_type_ids"] = types.new_zeros(types.shape)

@@ -32,6 +32,7 @@ class VisionTower:
     norms: attribute names of a layer's two normalisations (before attention, before the MLP).
     has_cls: whether token 0 is a CLS token.
     post_norm: normalisation in front of CLIP's visual projection, None where there is none.
+    attention_layer: 0-based layer whose attention is scored, None for ``feature_layer``.
     """
 
     module: Module
@@ -41,6 +42,7 @@ class VisionTower:
     norms: tuple[str, str] = ("layer_norm1", "layer_norm2")
     has_cls: bool = True
     post_norm: Module | None = None
+    attention_layer: int | None = None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,10 @@ from transformers import (
     LlavaNextVideoConfig,
     LlavaNextVideoForConditionalGeneration,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
 )
 
 # Tiny matrices: threads cost more than they give.
@@ -136,6 +140,62 @@ def llava_next_video(seed=0):
         vision_feature_select_strategy="default",
     )
     return randomised(LlavaNextVideoForConditionalGeneration(config), seed)
+
+
+QWEN_TEXT = {
+    **TEXT,
+    "rope_parameters": {
+        "rope_type": "default",
+        "mrope_section": [2, 2, 2],
+        "rope_theta": 10000.0,
+    },
+}
+
+
+def qwen2_vl(attention="sdpa", seed=0):
+    config = Qwen2VLConfig(
+        vision_config={
+            "depth": 4,
+            "embed_dim": 32,
+            "hidden_size": TEXT["hidden_size"],
+            "num_heads": 4,
+            "mlp_ratio": 2,
+            "patch_size": 4,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+        },
+        text_config=QWEN_TEXT,
+        image_token_id=IMAGE_ID,
+        video_token_id=VIDEO_ID,
+        vision_start_token_id=6,
+        vision_end_token_id=7,
+    )
+    config._attn_implementation = attention
+    return randomised(Qwen2VLForConditionalGeneration(config), seed)
+
+
+def qwen2_5_vl(attention="sdpa", seed=0):
+    config = Qwen2_5_VLConfig(
+        vision_config={
+            "depth": 4,
+            "hidden_size": 32,
+            "out_hidden_size": TEXT["hidden_size"],
+            "intermediate_size": 48,
+            "num_heads": 4,
+            "patch_size": 4,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "window_size": 16,
+            "fullatt_block_indexes": [0, 2],
+        },
+        text_config=QWEN_TEXT,
+        image_token_id=IMAGE_ID,
+        video_token_id=VIDEO_ID,
+        vision_start_token_id=6,
+        vision_end_token_id=7,
+    )
+    config._attn_implementation = attention
+    return randomised(Qwen2_5_VLForConditionalGeneration(config), seed)
 
 
 def clip(vision=VISION, seed=5):

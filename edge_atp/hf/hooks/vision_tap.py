@@ -22,12 +22,14 @@ class VisionTap:
         """
         Args:
             layer: 0-based layer whose attention and keys are scored, negative from the end; None
-                for the layer whose features are consumed.
+                for the tower's default.
         """
         self.tower = tower
         count = len(tower.layers)
         if layer is not None and not -count <= layer < count:
             raise ConfigError(f"attention_layer is {layer}; the vision encoder has {count} layers")
+        if layer is None:
+            layer = tower.attention_layer
         scored = tower.feature_layer if layer is None else layer % count
         taps = {
             index: ProjectionTap(getattr(tower.layers[index], tower.attention))

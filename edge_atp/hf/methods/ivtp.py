@@ -99,7 +99,7 @@ class VisionStage(EncoderPruner):
             joint = tower.project_patches(last[:, None], self._host.vision)[:, 0]
             # Straight through forward: the projector's hooks are for the call's tokens.
             projected = self._host.projector.forward(cls)
-        layouts = self._family.layout(self._host, call, len(cls), self.num_patches, per_tile=True)
+        layouts = self._family.layout(self._host, call, len(last), self.num_patches, per_tile=True)
         self.tiles = [len(layout.groups) for layout in layouts]
         self.joint = torch.stack([tiles.mean(0) for tiles in joint.split(self.tiles)])
         self.projected = torch.stack([tiles.mean(0) for tiles in projected.split(self.tiles)])
