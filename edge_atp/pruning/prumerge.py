@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from edge_atp.errors import ConfigError
 from edge_atp.pruning.base import Pruner, as_indices
@@ -54,7 +54,7 @@ def take_up(features: Array, keys: Array, weights: Array, kept: Array, neighbour
     xp = array_namespace(features, keys)
     num, neighbours = features.shape[0], min(neighbours, features.shape[0] - 1)
     features = as_float32(features)
-    itself = kept[:, None] == xp.arange(num, dtype=kept.dtype, device=kept.device)[None, :]
+    itself = kept[:, None] == xp.arange(num, dtype=kept.dtype, device=device(kept))[None, :]
     similarity = cosine_cross(xp.take(keys, kept, axis=0), keys)
     similarity = xp.where(itself, xp.full_like(similarity, float("-inf")), similarity)
     nearest = largest_per_row(similarity, neighbours)
@@ -139,5 +139,5 @@ class Method(Pruner):
 def _zeroed_at(kept: Array, weights: Array) -> Array:
     """The (N,) weights, 0 at the kept indices."""
     xp = array_namespace(weights)
-    index = xp.arange(weights.shape[0], dtype=kept.dtype, device=kept.device)
+    index = xp.arange(weights.shape[0], dtype=kept.dtype, device=device(kept))
     return xp.where(xp.any(kept[:, None] == index, axis=0), xp.zeros_like(weights), weights)

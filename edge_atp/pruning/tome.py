@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from edge_atp.errors import ConfigError
 from edge_atp.pruning.base import InModelPruner
@@ -54,7 +54,7 @@ def match(keys: Array, num_merged: int, has_cls: bool = True) -> Matching:
     xp = array_namespace(keys)
     num = keys.shape[0]
     count = merge_count(num, num_merged, has_cls)
-    index = xp.arange(num, dtype=xp.int64, device=keys.device)
+    index = xp.arange(num, dtype=xp.int64, device=device(keys))
     even, odd = index[::2], index[1::2]
     if count == 0:
         return Matching(even[:0], even[:0], index)

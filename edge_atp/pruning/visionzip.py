@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from edge_atp.errors import ConfigError, MissingSignalError
 from edge_atp.pruning.base import Pruner, as_indices
@@ -44,7 +44,7 @@ def merge_rest(features: Array, keys: Array, targets: Array, others: Array) -> A
         return received
     similarity = cosine_cross(xp.take(keys, others, axis=0), xp.take(keys, targets, axis=0))
     owner = xp.argmax(similarity, axis=1)
-    slots = xp.arange(targets.shape[0], dtype=owner.dtype, device=targets.device)
+    slots = xp.arange(targets.shape[0], dtype=owner.dtype, device=device(targets))
     member = xp.astype(slots[:, None] == owner[None, :], xp.float32)  # (c, m)
     counts = xp.sum(member, axis=1)
     sums = member @ xp.take(features, others, axis=0)

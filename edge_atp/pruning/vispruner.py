@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from edge_atp.errors import ConfigError
 from edge_atp.pruning.base import Pruner, kept_from_order
@@ -33,7 +33,7 @@ def drop_redundant(similarity: Array, num_kept: int) -> Array:
     Pruning in VLMs" (VisPruner), sec. 3.3; the order between rounds is the published code's.
     """
     xp = array_namespace(similarity)
-    alive = xp.arange(similarity.shape[0], dtype=xp.int64, device=similarity.device)
+    alive = xp.arange(similarity.shape[0], dtype=xp.int64, device=device(similarity))
     while num_kept > 0 and alive.shape[0] > num_kept:
         even, odd = alive[::2], alive[1::2]
         dropped = min(DROPPED_PER_ROUND, alive.shape[0] - num_kept, even.shape[0])
