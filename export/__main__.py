@@ -64,6 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--text-tower", help="CLIP text tower: folder, or open_clip:NAME[/TAG]")
     parser.add_argument("--precision", choices=PRECISIONS)
     parser.add_argument("--dialect", choices=available())
+    parser.add_argument(
+        "--block-layers", type=int, help="layers per decoder graph, to cut tokens between them"
+    )
     parser.add_argument("--prompt", help="template with {image} and {question}")
     parser.add_argument("--model-id", help="name written into the manifest")
     parser.add_argument("--max-kv", type=int, help="longest sequence in tokens")

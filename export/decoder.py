@@ -13,6 +13,7 @@ from export.architecture import LlmConfig
 from export.checkpoint import TensorStore
 from export.dialects import load_dialect
 from export.dialects.base import Dialect
+from export.dialects.prim18 import Form as PrimitiveForm
 from export.graph import GraphBuilder
 from export.layers import activation, linear, packed_linear
 
@@ -34,6 +35,74 @@ def emit_decoder(
     pending = ""
     for index in range(config.layers):
         x, pending = _layer(graph, tensors, config, form, index, x, pending)
+    _emit_head(graph, tensors, config, form, x, pending)
+
+
+def emit_block(
+    graph: GraphBuilder,
+    tensors: TensorStore,
+    config: LlmConfig,
+    *,
+    dialect: str,
+    max_kv: int,
+    first: int,
+    end: int,
+) -> None:
+    """Emit layers ``first`` to ``end - 1`` as a graph of their own, so that tokens can be cut.
+
+    Inputs: hidden (1, S, H), position_ids (1, S), the cache of these layers, and what the dialect
+    adds. Outputs: hidden (1, S, H), or logits (1, vocab) for the last block, and the cache.
+    """
+    form = load_dialect(dialect)(graph, config, max_kv, explicit_positions=True)
+    x = graph.input("hidden", TensorProto.FLOAT, [1, "tokens", config.hidden])
+    form.declare_inputs()
+    pending = ""
+    for index in range(first, end):
+        x, pending = _layer(graph, tensors, config, form, index, x, pending)
+    if end == config.layers:
+        _emit_head(graph, tensors, config, form, x, pending)
+    else:
+        total = graph.node("Add", x, pending)
+        graph.output("next_hidden", total, TensorProto.FLOAT, [1, "tokens", config.hidden])
+
+
+def emit_probe(
+    graph: GraphBuilder, tensors: TensorStore, config: LlmConfig, *, layer: int, max_kv: int
+) -> None:
+    """Emit one layer's rotated queries and keys, from which the host scores tokens.
+
+    Inputs: hidden (1, S, H) entering the layer, position_ids (1, S), rows (R,) whose queries are
+    wanted. Outputs: queries (heads, R, head_dim), keys (kv_heads, S, head_dim).
+    """
+    form = load_dialect("prim18")(graph, config, max_kv)
+    assert isinstance(form, PrimitiveForm)
+    x = graph.input("hidden", TensorProto.FLOAT, [1, "tokens", config.hidden])
+    positions = graph.input("position_ids", TensorProto.INT64, [1, "tokens"])
+    rows = graph.input("rows", TensorProto.INT64, ["rows"])
+    prefix = f"llm.layers.{layer}"
+    normed = form.rms_norm(x, _norm_weight(graph, tensors, f"{prefix}.input_layernorm"))
+    picked = graph.node("Gather", normed, rows, axis=1)
+    q = linear(graph, tensors, f"{prefix}.self_attn.q_proj", picked)
+    k = linear(graph, tensors, f"{prefix}.self_attn.k_proj", normed)
+    at_rows = graph.node("Gather", positions, rows, axis=1)
+    for name, value, heads, count, where in (
+        ("queries", q, config.heads, "rows", at_rows),
+        ("keys", k, config.kv_heads, "tokens", positions),
+    ):
+        turned = form.rotated_heads(value, heads, where)
+        squeezed = graph.node("Squeeze", turned, graph.ints(0))
+        graph.output(name, squeezed, TensorProto.FLOAT, [heads, count, config.head_dim])
+
+
+def _emit_head(
+    graph: GraphBuilder,
+    tensors: TensorStore,
+    config: LlmConfig,
+    form: Dialect,
+    x: str,
+    pending: str,
+) -> None:
+    """Final norm and logits (1, vocab) of the one position that is left."""
     normed, _ = form.add_rms_norm(x, pending, _norm_weight(graph, tensors, "llm.norm"))
     last = graph.node("Squeeze", normed, graph.ints(1))
     # Tied or not, the head is stored (vocab, hidden), which Gemm multiplies transposed.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +18,21 @@ from edge_atp.runtime import manifest as m
 from edge_atp.runtime.engine import Engine
 from edge_atp.runtime.model_dir import ModelDirectory, file_sha256
 from export.architecture import Llava, read_llava
-from export.decoder import emit_decoder
 from export.dialects import load_dialect
 from export.graph import GraphBuilder
 from export.parity import run_gates
 from export.parity_inputs import QUESTIONS
+from export.plan import Sources, plan_graphs
 from export.precision import get_precision
-from export.projector import emit_projector
 from export.prompt import image_token, read_preprocess, template_from_chat
-from export.selection import emit_selection
 from export.settings import ExportSettings
 from export.staging import staged_directory
-from export.text_tower import TextTower, emit_text_tower, load_text_tower
-from export.vision import emit_vision
+from export.text_tower import load_text_tower
 
 # Weights of a graph go to an external file from this size on: one protobuf holds 2 GB at most.
 _EXTERNAL_BYTES = 512 << 20
 _ANSWER_TOKENS = 256
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Sources:
-    """Everything that is read before the first file is written."""
-
-    settings: ExportSettings
-    model: Llava
-    tower: TextTower | None
-    tokenizer: Path
-    max_kv: int
 
 
 def export_model(
@@ -107,16 +93,18 @@ def write_directory(sources: Sources, folder: Path, progress: Progress) -> None:
     graphs: list[m.GraphSpec] = []
     files: list[tuple[str, str]] = []
     precision = get_precision(sources.settings.precision, sources.settings.dialect)
-    for role, emit, weight_bytes, opset in _graph_plan(sources):
+    opset = load_dialect(sources.settings.dialect).opset
+    for item in plan_graphs(sources):
+        role = item.role
         progress(f"emitting {role}")
-        data = f"{role}.weights" if weight_bytes > _EXTERNAL_BYTES else None
+        data = f"{role}.weights" if item.weight_bytes > _EXTERNAL_BYTES else None
         graph = GraphBuilder(
             role,
             folder / data if data else None,
             opset,
-            precision.form(role),
+            precision.form(item.kind),
         )
-        emit(graph)
+        item.emit(graph)
         graph.save(folder / f"{role}.onnx")
         graphs.append(_graph_spec(folder, role, sources.settings.dialect))
         files.append((role, f"{role}.onnx"))
@@ -131,57 +119,6 @@ def write_directory(sources: Sources, folder: Path, progress: Progress) -> None:
         files.append(("text_tokenizer", "text_tokenizer.json"))
     specs = tuple(_file_spec(folder, role, name) for role, name in files)
     m.write_manifest(folder / m.FILE_NAME, _manifest(sources, tuple(graphs), specs))
-
-
-def _graph_plan(
-    sources: Sources,
-) -> list[tuple[str, Callable[[GraphBuilder], None], int, int]]:
-    """(role, emitter, weight bytes, opset) of each graph."""
-    model, tower, settings = sources.model, sources.tower, sources.settings
-    dialect, tensors = settings.dialect, model.tensors
-    projection = tower.visual_projection if tower else None
-    opset = load_dialect(dialect).opset
-    plan: list[tuple[str, Callable[[GraphBuilder], None], int, int]] = [
-        (
-            "vision",
-            lambda g: emit_vision(
-                g,
-                tensors,
-                model.vision,
-                projection,
-                dialect=dialect,
-                embed_layer=settings.embed_layer,
-            ),
-            tensors.num_bytes("vision."),
-            opset,
-        ),
-        (
-            "project",
-            lambda g: emit_projector(g, model, dialect=dialect),
-            tensors.num_bytes("projector."),
-            opset,
-        ),
-        (
-            "decoder",
-            lambda g: emit_decoder(g, tensors, model.llm, dialect=dialect, max_kv=sources.max_kv),
-            tensors.num_bytes("llm."),
-            opset,
-        ),
-    ]
-    if tower:
-        text, source = tower, settings.relevance_source
-        count, width = model.vision.grid**2, text.embed_dim
-        plan.append(
-            (
-                "text",
-                lambda g: emit_text_tower(g, text, dialect=dialect),
-                text.tensors.num_bytes("text."),
-                opset,
-            )
-        )
-        if source != "value":
-            plan.append(("select_atp", lambda g: emit_selection(g, count, width, source), 0, opset))
-    return plan
 
 
 def _embedding_table(model: Llava) -> np.ndarray:
@@ -259,6 +196,7 @@ def _manifest(
             bos_token_id=llm.bos_token_id,
             intermediate=llm.intermediate,
             sliding_window=llm.sliding_window,
+            block_layers=settings.block_layers,
         ),
         prompt=m.PromptSpec(
             settings.prompt or template_from_chat(settings.checkpoint, token),

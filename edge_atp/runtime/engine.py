@@ -17,12 +17,16 @@ from numpy.typing import NDArray
 from edge_atp.errors import (
     ArtifactError,
     BudgetExceededError,
+    ConfigError,
     MissingSignalError,
     ShapeError,
 )
+from edge_atp.pruning.base import InModelPruner
 from edge_atp.runtime import sessions
 from edge_atp.runtime.decoder import GreedyDecoder
-from edge_atp.runtime.kv_cache import make_kv_cache
+from edge_atp.runtime.in_llm import load_rule
+from edge_atp.runtime.in_llm.decoder import BlockDecoder, CutPlan
+from edge_atp.runtime.kv_cache import KvCache, make_kv_cache
 from edge_atp.runtime.model_dir import ModelDirectory
 from edge_atp.runtime.outputs import Float, Generation, Prompt, VisionOutput
 from edge_atp.runtime.sessions.base import Session, SessionOptions
@@ -57,7 +61,6 @@ class Engine:
         self._vision = self.open_graph("vision")
         self._project = self.open_graph("project")
         self._text = self.open_graph("text") if manifest.text_tower else None
-        decoder = self.open_graph("decoder")
         self._table = _load_table(directory)
         self._prompt = PromptTokenizer(load_tokenizer(directory.file("tokenizer")), manifest.prompt)
         self._text_tokenizer = (
@@ -67,14 +70,11 @@ class Engine:
             if manifest.text_tower
             else None
         )
-        dialect = manifest.graph("decoder").dialect
+        self._kv_cache, decoders = self._open_decoder()
         self._decoder = GreedyDecoder(
-            make_kv_cache(dialect, decoder, manifest.llm),
-            self.embed_tokens,
-            manifest.llm.eos_token_ids,
-            manifest.llm.max_kv,
+            self._kv_cache, self.embed_tokens, manifest.llm.eos_token_ids, manifest.llm.max_kv
         )
-        self._sessions = [s for s in (self._vision, self._project, self._text, decoder) if s]
+        self._sessions = [s for s in (self._vision, self._project, self._text, *decoders) if s]
         self._text_embeds: OrderedDict[str, Float] = OrderedDict()
 
     @classmethod
@@ -200,8 +200,10 @@ class Engine:
         tokens = self._prompt.encode(question, len(images))
         parts: list[Float] = []
         start = 0
+        counts = np.ones(len(tokens.ids), np.int64)
         for image, position in zip(images, np.flatnonzero(tokens.is_image), strict=True):
             parts += [self.embed_tokens(tokens.ids[start:position]), image]
+            counts[position] = image.shape[0]
             start = int(position) + 1
         parts.append(self.embed_tokens(tokens.ids[start:]))
         embeds = np.concatenate(parts, axis=0)
@@ -212,13 +214,16 @@ class Engine:
                 f"the prompt has {embeds.shape[0]} tokens ({num_visual} visual); llm.max_kv is"
                 f" {max_kv}. Keep fewer visual tokens or shorten the question"
             )
-        return Prompt(embeds, int(embeds.shape[0]) - num_visual, num_visual)
+        is_visual = np.repeat(tokens.is_image, counts)
+        return Prompt(embeds, int(embeds.shape[0]) - num_visual, num_visual, is_visual)
 
     def generate(
         self,
         prompt: Prompt,
         *,
         max_new_tokens: int,
+        cut: InModelPruner | None = None,
+        num_kept: int | None = None,
         on_prefill: Callable[[], None] | None = None,
         on_token: Callable[[str], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
@@ -227,12 +232,17 @@ class Engine:
 
         Args:
             max_new_tokens: at least 1; the end of the KV cache may come earlier.
+            cut: a method that drops visual tokens inside the language model; needs a directory
+                exported with --block-layers.
+            num_kept: visual tokens that ``cut`` leaves in the end; None for its own ratios.
             on_prefill: called when the logits of the prompt are there.
             on_token: called with the whole text so far when it has grown; never half a character.
             should_stop: asked before each step; true ends generation with finish "stopped".
         Raises:
             InferenceError: the backend failed.
+            ConfigError: ``cut`` cannot run on this directory; says why.
         """
+        self._plan_cuts(prompt, cut, num_kept)
         text = IncrementalText(self._prompt)
 
         def on_tokens(token_ids: list[int]) -> None:
@@ -252,6 +262,11 @@ class Engine:
             mean_token_prob=float(np.mean(tokens.probabilities)) if tokens.probabilities else 0.0,
             finish=tokens.finish,
         )
+
+    @property
+    def kept_by_layer(self) -> dict[int, NDArray[np.int64]]:
+        """Visual tokens (indices into the prompt's) left from each cut layer on, last prompt."""
+        return dict(self._kv_cache.kept) if isinstance(self._kv_cache, BlockDecoder) else {}
 
     def last_logits(self, inputs_embeds: Float) -> Float:
         """Logits (vocab,) after a prompt (S, H), for comparisons with another runtime."""
@@ -277,6 +292,32 @@ class Engine:
         for session in self._sessions:
             session.close()
         self._text_embeds.clear()
+
+    def _plan_cuts(self, prompt: Prompt, cut: InModelPruner | None, num_kept: int | None) -> None:
+        if isinstance(self._kv_cache, BlockDecoder):
+            self._kv_cache.plan = None
+        if cut is None:
+            return
+        if not isinstance(self._kv_cache, BlockDecoder):
+            raise ConfigError(
+                f"{cut.name} cuts inside the language model, and {self.directory.path} holds it as"
+                " one graph; export with --block-layers 1, or use a method with site post_encoder"
+            )
+        if prompt.is_visual is None or not prompt.num_visual_tokens:
+            raise ConfigError(f"{cut.name} needs a prompt with visual tokens from embed_prompt")
+        schedule = cut.schedule(prompt.num_visual_tokens, num_kept)
+        self._kv_cache.plan = CutPlan(schedule, load_rule(cut), prompt.is_visual)
+
+    def _open_decoder(self) -> tuple[KvCache, list[Session]]:
+        manifest = self.directory.manifest
+        llm = manifest.llm
+        if not llm.block_layers:
+            decoder = self.open_graph("decoder")
+            dialect = manifest.graph("decoder").dialect
+            return make_kv_cache(dialect, decoder, llm), [decoder]
+        count = -(-llm.layers // llm.block_layers)
+        blocks = [self.open_graph(f"decoder.{number}") for number in range(count)]
+        return BlockDecoder(blocks, lambda layer: self.open_graph(f"probe.{layer}"), llm), blocks
 
     def _encode_window(self, ids: NDArray[np.int64]) -> Float:
         assert self._text is not None

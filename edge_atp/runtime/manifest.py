@@ -151,7 +151,10 @@ class SelectionSpec:
 
 @dataclass(frozen=True)
 class LlmSpec:
-    """The language model's shape; ``max_kv`` is the longest sequence it accepts."""
+    """The language model's shape.
+
+    max_kv: the longest sequence it accepts; block_layers: layers per decoder graph, 0 for one.
+    """
 
     layers: int
     heads: int
@@ -165,6 +168,7 @@ class LlmSpec:
     bos_token_id: int | None = None
     intermediate: int = 0
     sliding_window: int | None = None
+    block_layers: int = 0
 
     def __post_init__(self) -> None:
         if self.kv_heads < 1 or self.heads % self.kv_heads:

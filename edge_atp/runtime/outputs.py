@@ -29,11 +29,13 @@ class Prompt:
     """The language model's input.
 
     inputs_embeds: (S, H), text and visual tokens in order; S = num_text + num_visual.
+    is_visual: (S,) bool, which of them are visual; None where nobody asked.
     """
 
     inputs_embeds: Float
     num_text_tokens: int
     num_visual_tokens: int
+    is_visual: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,17 @@ class Dialect(ABC):
     opset: ClassVar[int] = OPSET
     fused: ClassVar[bool] = False
 
-    def __init__(self, graph: GraphBuilder, config: LlmConfig, max_kv: int) -> None:
+    def __init__(
+        self,
+        graph: GraphBuilder,
+        config: LlmConfig,
+        max_kv: int,
+        explicit_positions: bool = False,
+    ) -> None:
         self.graph = graph
         self.config = config
         self.max_kv = max_kv
+        self.explicit_positions = explicit_positions
 
     @abstractmethod
     def declare_inputs(self) -> None:

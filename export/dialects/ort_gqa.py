@@ -19,9 +19,17 @@ class Form(Dialect):
     fused = True
 
     def declare_inputs(self) -> None:
-        """seqlens_k (1,) int32: index of the last position; total_sequence_length () int32."""
+        """seqlens_k (1,) int32: index of the last key; total_sequence_length () int32.
+
+        With explicit positions also position_ids (1, S) int64, for sequences with gaps, and an
+        operator that rotates by them: GroupQueryAttention itself takes only the first position
+        of a prompt and counts on from there.
+        """
         self._last = self.graph.input("seqlens_k", TensorProto.INT32, [1])
         self._total = self.graph.input("total_sequence_length", TensorProto.INT32, [])
+        self._positions = ""
+        if self.explicit_positions:
+            self._positions = self.graph.input("position_ids", TensorProto.INT64, [1, "tokens"])
         cos, sin = cos_sin_tables(self.config, self.max_kv)
         self._cos = self.graph.weight("rope.cos", cos)
         self._sin = self.graph.weight("rope.sin", sin)
@@ -36,20 +44,30 @@ class Form(Dialect):
         ]
         present = [f"present.{layer}.{kind}" for kind in ("key", "value")]
         output = f"attention_{layer}:out"
+        inputs = [q, k, v, *past, self._last, self._total]
+        if self.explicit_positions:
+            inputs[:2] = (self._rotate(x) for x in (q, k))
+        else:
+            inputs += [self._cos, self._sin]
         self.graph.nodes(
             "GroupQueryAttention",
-            [q, k, v, *past, self._last, self._total, self._cos, self._sin],
+            inputs,
             [output, *present],
             domain=CONTRIB,
             name=f"attention_{layer}",
             num_heads=config.heads,
             kv_num_heads=config.kv_heads,
-            do_rotary=1,
+            do_rotary=int(not self.explicit_positions),
             local_window_size=config.sliding_window or -1,
         )
         for name in present:
             self.graph.output(name, name, TensorProto.FLOAT, shape)
         return output
+
+    def _rotate(self, x: str) -> str:
+        return self.graph.node(
+            "RotaryEmbedding", x, self._positions, self._cos, self._sin, domain=CONTRIB
+        )
 
     def add_rms_norm(self, x: str, branch: str, weight: str) -> tuple[str, str]:
         """The residual sum and its norm as one operator."""

@@ -1,0 +1,38 @@
+"""Cutting visual tokens inside the language model, on a decoder exported in blocks of layers.
+
+One module per method, named like the method in ``edge_atp.pruning``; it holds a class ``Rule``
+that asks for the attention rows the method scores with. The scoring itself is the method's.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from pathlib import Path
+
+from edge_atp.errors import ConfigError
+from edge_atp.pruning.base import InModelPruner
+from edge_atp.runtime.in_llm.base import CutRule
+
+_INFRASTRUCTURE = frozenset({"base", "decoder", "prefill"})
+
+
+def available() -> tuple[str, ...]:
+    """Names of the in-LLM methods that this runtime can run."""
+    names = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
+    return tuple(sorted(name for name in names if name not in _INFRASTRUCTURE))
+
+
+def load_rule(pruner: InModelPruner) -> CutRule:
+    """The rule that runs ``pruner`` here.
+
+    Raises:
+        ConfigError: this runtime has none for it; those it has are listed.
+    """
+    if pruner.name not in available():
+        raise ConfigError(
+            f"{pruner.name} cannot run in the engine; {', '.join(available())} can. Run it with"
+            " edge_atp.hf.attach on the original model"
+        )
+    rule: CutRule = importlib.import_module(f"{__name__}.{pruner.name}").Rule(pruner)
+    return rule
