@@ -12,6 +12,7 @@ from edge_atp.hf.hooks.decoder import DecoderPruner, DecoderRule
 from edge_atp.hf.hooks.encoder import EncoderPruner
 from edge_atp.hf.hooks.installation import Installation
 from edge_atp.hf.hooks.language import LanguageEntrance
+from edge_atp.hf.hooks.packed import PackedCut
 from edge_atp.hf.hooks.projector import Chooser, ProjectorCut
 from edge_atp.hf.hooks.questions import Questions
 from edge_atp.hf.hooks.selection import MethodChooser
@@ -66,7 +67,7 @@ class Parts:
 
     policy: str
     entrance: LanguageEntrance
-    projector: ProjectorCut | None = None
+    projector: ProjectorCut | PackedCut | None = None
     decoder: DecoderPruner | None = None
     encoder: tuple[VisionTap | EncoderPruner, ...] = ()
 
@@ -152,6 +153,13 @@ def _behind_encoder(request: Request) -> Parts:
     )
     budget = request.budget or Keep(DEFAULT_KEEP, request.per_tile)
     before = _before_projector(request)
+    if request.family.resamples:
+        policy = _policy(request, request.family.position_policy)
+        cut = PackedCut(
+            request.family, request.host, method, budget, source, request.questions.lookup
+        )
+        entrance = LanguageEntrance(request.host, policy)
+        return Parts(policy=policy, entrance=entrance, projector=cut, encoder=(tap,))
     chooser = MethodChooser(method, budget, source, request.questions.lookup, before)
     return with_chooser(request, chooser, tap)
 
@@ -180,6 +188,11 @@ def _before_projector(request: Request) -> bool:
     projected = "image_embeds" in method.needs
     if tower is not None and tower.in_language_model:
         projected = projected or "patch_embeds" in method.needs
+    if request.family.resamples and site == "pre_projector":
+        raise ConfigError(
+            f"{request.family.name} resamples tokens behind the projector, which needs all of them;"
+            " prune_site must be 'post_projector'"
+        )
     if projected and site == "pre_projector":
         raise ConfigError(
             f"{method.name} compares projected tokens; prune_site must be 'post_projector'"

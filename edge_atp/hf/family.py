@@ -154,6 +154,17 @@ class Family(ABC):
             return signal
         return signal.unflatten(-1, (-1, size)).mean(-1)
 
+    def pack(self, host: Host, call: VisionCall, rows: Tensor) -> list[Tensor]:
+        """Pack (F, C) values of projector tokens as the model packs features; newlines NaN.
+
+        Only for families that resample.
+        """
+        raise NotImplementedError
+
+    def first_tokens(self, host: Host, call: VisionCall, tokens: int) -> int:
+        """Packed tokens of an image's base view, or of a frame; for families that resample."""
+        raise NotImplementedError
+
     def finish(self, host: Host, call: VisionCall, output: Any) -> None:
         """Adjust the packed features of a vision call in place; dropped rows are NaN."""
 

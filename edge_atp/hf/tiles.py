@@ -68,6 +68,13 @@ def _split(values: Tensor, key: Tensor) -> list[Tensor]:
     return list(values.split(counts.tolist()))
 
 
+def rectangle(tokens: int, rows: int | None = None) -> PatchGrid | None:
+    """The grid of ``tokens`` in ``rows`` equal rows, a square when left out; None if it is none."""
+    rows = round(tokens**0.5) if rows is None else rows
+    cols = tokens // rows
+    return PatchGrid(rows, cols) if rows * cols == tokens else None
+
+
 def _grid(places: Tensor, tokens: int) -> PatchGrid | None:
     """The rectangle that is left of a square tile."""
     side = round(tokens**0.5)

@@ -12,11 +12,15 @@ from transformers import (
     LlavaNextForConditionalGeneration,
     LlavaNextVideoConfig,
     LlavaNextVideoForConditionalGeneration,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    SiglipConfig,
+    SiglipModel,
 )
 
 # Tiny matrices: threads cost more than they give.
@@ -55,6 +59,7 @@ def tokenizer(vocab_size=320, template=None):
 
 
 TOKENIZER = tokenizer()
+SIGLIP_TOKENIZER = tokenizer(template="$A </s>")
 CLIP_TOKENIZER = tokenizer(template="<s> $A </s>")
 IMAGE_ID = TOKENIZER.convert_tokens_to_ids("<image>")
 VIDEO_ID = TOKENIZER.convert_tokens_to_ids("<video>")
@@ -140,6 +145,39 @@ def llava_next_video(seed=0):
         vision_feature_select_strategy="default",
     )
     return randomised(LlavaNextVideoForConditionalGeneration(config), seed)
+
+
+def llava_onevision(aspect="anyres_max_9", seed=0):
+    config = LlavaOnevisionConfig(
+        vision_config={"model_type": "siglip_vision_model", "vision_use_head": False, **VISION},
+        text_config={"model_type": "qwen2", **TEXT},
+        image_token_id=IMAGE_ID,
+        video_token_id=VIDEO_ID,
+        image_grid_pinpoints=[[16, 32], [32, 16], [32, 32]],
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        vision_aspect_ratio=aspect,
+    )
+    return randomised(LlavaOnevisionForConditionalGeneration(config), seed)
+
+
+def siglip(seed=6):
+    """SigLIP reads a fixed length of 16 tokens, padded, and pools the last one."""
+    text = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "vocab_size": len(SIGLIP_TOKENIZER),
+        "max_position_embeddings": 16,
+        "projection_size": 32,
+    }
+    model = SiglipModel(SiglipConfig(text_config=text, vision_config=VISION))
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
+    return model.eval(), SIGLIP_TOKENIZER
 
 
 QWEN_TEXT = {

@@ -45,7 +45,7 @@ class MethodChooser(Chooser):
         with torch.no_grad():
             signals = source.collect(call, features, embeds)
             picks = [
-                _choose_image(self._pruner, self._keep, layout, signals, question)
+                choose_image(self._pruner, self._keep, layout, signals, question)
                 for layout, question in zip(layouts, questions, strict=True)
             ]
         return _concatenate(picks, (tiles, tokens))
@@ -55,7 +55,7 @@ class MethodChooser(Chooser):
         self._source.tap.clear()
 
 
-def _choose_image(
+def choose_image(
     pruner: Pruner,
     keep: Keep,
     layout: ImageLayout,

@@ -112,10 +112,12 @@ class SignalSource:
             fields["patch_embeds"] = self._joint_patches(call, embeds)
         if embeds is not None:
             fields["image_embeds"] = embeds.flatten(0, 1)
+        # Merging methods merge what stands at the prune site.
+        site = features if embeds is None else embeds
         return CallSignals(
-            patch_features=features.flatten(0, 1),
+            patch_features=site.flatten(0, 1),
             tokens=features.shape[1],
-            cls_feature=self.tap.cls_feature(),
+            cls_feature=self.tap.cls_feature() if embeds is None else None,
             **fields,
         )
 
@@ -135,15 +137,11 @@ class SignalSource:
             cls = cls.mean(1) if self.mean_keys else cls.flatten(1)
         return {"patch_keys": self._flat_rows(call, patches), "cls_key": cls}
 
-    def _joint_patches(self, call: VisionCall, embeds: Tensor | None) -> Tensor:
+    def _joint_patches(self, call: VisionCall, embeds: Tensor | None) -> Tensor | None:
         if self.text_tower is None:
             raise MissingSignalError("patch_embeds needs a text tower: attach with text_tower=...")
         if self.text_tower.in_language_model:
-            if embeds is None:
-                raise MissingSignalError(
-                    "text_tower='llm' compares projected patches: set prune_site='post_projector'"
-                )
-            return embeds.flatten(0, 1)
+            return None if embeds is None else embeds.flatten(0, 1)
         value = self.relevance_source == "value"
         patches = self.tap.value_patches() if value else self.tap.last_patches()
         joint = self.text_tower.project_patches(patches, self.host.vision)
