@@ -17,14 +17,15 @@ from edge_atp.types import Array
 FLOAT64_WORK = 1 << 24
 
 
-def working_precision(vectors: Array, work: int) -> Array:
-    """The vectors in float64 where they are already or ``work`` multiply-adds are few.
+def working_precision(work: int, *arrays: Array) -> tuple[Array, ...]:
+    """The arrays in float64 where one of them is already or ``work`` multiply-adds are few.
 
-    Otherwise in float32.
+    Otherwise all in float32.
     """
-    xp = array_namespace(vectors)
-    double = vectors.dtype == xp.float64 or work <= FLOAT64_WORK
-    return xp.astype(vectors, xp.float64 if double else xp.float32, copy=False)
+    xp = array_namespace(*arrays)
+    double = work <= FLOAT64_WORK or any(array.dtype == xp.float64 for array in arrays)
+    dtype = xp.float64 if double else xp.float32
+    return tuple(xp.astype(array, dtype, copy=False) for array in arrays)
 
 
 def inverse_norms(vectors: Array) -> Array:
@@ -47,7 +48,7 @@ def cosine_matrix(vectors: Array) -> Array:
     """
     num, width = vectors.shape
     xp = array_namespace(vectors)
-    vectors = working_precision(vectors, num * num * width)
+    (vectors,) = working_precision(num * num * width, vectors)
     # Scaling the N x N product instead of the N x D input: D is the longer side, and BLAS
     # computes v @ v.T at half the cost of a general product.
     matrix = vectors @ vectors.T
@@ -73,7 +74,7 @@ def cosine_cross(rows: Array, columns: Array) -> Array:
     """
     xp = array_namespace(rows, columns)
     work = rows.shape[0] * columns.shape[0] * rows.shape[1]
-    rows, columns = working_precision(rows, work), working_precision(columns, work)
+    rows, columns = working_precision(work, rows, columns)
     matrix = rows @ columns.T
     matrix *= inverse_norms(rows)[:, None]
     matrix *= inverse_norms(columns)[None, :]

@@ -43,7 +43,7 @@ def alignment(visual: Array, text: Array) -> Array:
         )
     xp = array_namespace(visual, text)
     work = visual.shape[0] * text.shape[0] * visual.shape[1]
-    visual, text = working_precision(visual, work), working_precision(text, work)
+    visual, text = working_precision(work, visual, text)
     # ||v - t||^2 = ||v||^2 + ||t||^2 - 2 v.t: one matrix product instead of an (N, M, H) array.
     squares = xp.vecdot(visual, visual)[:, None] + xp.vecdot(text, text)[None, :]
     squares = squares - 2.0 * (visual @ text.T)

@@ -190,6 +190,24 @@ def test_torch_half_precision_is_computed_in_single(variant: str, dtype: str) ->
     assert got.scores is None or got.scores.dtype == torch.float32
 
 
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_signals_may_differ_in_precision(variant: str, backend: str) -> None:
+    signals = make_signals(rows=12, cols=20, width=300)
+    mixed = dataclasses.replace(
+        signals,
+        text_tokens=signals.text_tokens.astype(np.float64),
+        text_embed=signals.text_embed.astype(np.float64),
+        cls_attention=signals.cls_attention.astype(np.float64),
+        patch_keys=signals.patch_keys.astype(np.float64),
+    )
+    if backend == "torch":
+        pytest.importorskip("torch")
+        mixed = to_torch(mixed)
+    expected = build(variant).select(signals, 60).kept_indices.tolist()
+    assert build(variant).select(mixed, 60).kept_indices.tolist() == expected
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_strided_inputs_give_what_their_copies_give(variant: str) -> None:
     def stretch(array: np.ndarray) -> np.ndarray:
