@@ -16,12 +16,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rich.console import Console
-
 from edge_atp import pruning
+from edge_atp.cli.console import table_console
 from edge_atp.config import PipelineConfig
 from edge_atp.errors import ConfigError
-from edge_atp.evaluation.arms import engine_methods
 
 _DEFAULT_METHODS = "atp,cls_topk,random,spatial"
 _DEFAULT_KEEP = "256,192,128,96,64,48,32,16"
@@ -36,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--methods",
         default=_DEFAULT_METHODS,
         metavar="A,B",
-        help=f"pruning methods, or all: {', '.join(pruning.available())}; random and spatial are"
-        " always added; default: %(default)s",
+        help="pruning methods, or all that the model can run; random and spatial are always"
+        f" added; default: %(default)s; known: {', '.join(pruning.available())}",
     )
     parser.add_argument(
         "--keep",
@@ -109,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
             max_new_tokens=args.max_new_tokens,
         ),
         methods=_methods(args.methods),
-        keeps=_integers(args.keep, "--keep"),
+        keeps=parse_integers(args.keep, "--keep"),
         limit=args.limit,
         robustness_keep=args.robustness_keep if args.robustness else 0,
         robustness_methods=tuple(args.robustness_methods.split(",")),
@@ -119,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
         resume=args.resume,
         plots=not args.no_plots,
     )
-    console = Console(highlight=False)
+    console = table_console()
     if args.sweep_defaults:
         from edge_atp.evaluation.defaults import sweep_defaults
 
@@ -130,8 +128,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _methods(text: str) -> tuple[str, ...]:
-    """Names from "a,b" or "all"; the baselines that must be in every report come last."""
-    names = engine_methods() if text == "all" else [name.strip() for name in text.split(",")]
+    """Names from "a,b"; the baselines that must be in every report come last. Empty: all."""
+    if text == "all":
+        return ()
+    names = [name.strip() for name in text.split(",")]
     if "" in names:
         raise ConfigError(f"--methods is {text!r}; give names separated by commas, or all")
     baselines = [name for name in ("random", "spatial") if name in pruning.available()]
@@ -139,7 +139,12 @@ def _methods(text: str) -> tuple[str, ...]:
     return (*chosen, *baselines)
 
 
-def _integers(text: str, option: str) -> tuple[int, ...]:
+def parse_integers(text: str, option: str) -> tuple[int, ...]:
+    """Whole numbers from "8,4".
+
+    Raises:
+        ConfigError: names the option.
+    """
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:

@@ -17,8 +17,10 @@ from edge_atp.errors import EdgeAtpError
 
 COMMANDS = {
     "ask": "answer a question about an image",
+    "compare": "show what pruning methods keep of an image",
     "evaluate": "measure what pruning costs on a labelled data set",
     "score": "run and score VQAv2, GQA or COCO captions",
+    "flops": "compute and memory of a model under pruning",
     "info": "show a model directory: graphs, sizes, defaults, measured parity",
 }
 

@@ -109,7 +109,7 @@ class Answerer:
         text_s = self._warm_text(question, arms)
         answers = {}
         for arm in arms:
-            query = Query(question, choices=example.choices, prune=arm.prune_spec())
+            query = Query(question, prune=arm.prune_spec())
             answer = pipelines[arm.relevance_source].answer(query, [encoding])
             times = answer.times
             kept = np.asarray(answer.masks[0].kept)

@@ -34,7 +34,8 @@ class Arm:
             return DENSE
         options = [] if self.alpha is None else [f"alpha={self.alpha:g}"]
         options += [self.relevance_source] if self.relevance_source else []
-        return f"{self.method}{f'[{chr(44).join(options)}]' if options else ''}@{self.num_kept}"
+        suffix = f"[{','.join(options)}]" if options else ""
+        return f"{self.method}{suffix}@{self.num_kept}"
 
     def prune_spec(self) -> PruneSpec:
         """The request that asks for this arm."""
@@ -59,8 +60,7 @@ def dense_arm(num_patches: int) -> Arm:
 
 def engine_methods() -> tuple[str, ...]:
     """Methods that run between encoder and language model, so on any exported model."""
-    names = (name for name in pruning.available() if name != "none")
-    return tuple(name for name in names if pruning.load(name).site == "post_encoder")
+    return tuple(name for name in pruning.available(site="post_encoder") if name != "none")
 
 
 def plan_arms(methods: Sequence[str], keeps: Sequence[int], num_patches: int) -> tuple[Arm, ...]:

@@ -11,7 +11,8 @@ A line of ``questions.jsonl`` is an object with
     answer     expected answer
     family     key of ``families`` in dataset.json
     target     patches of what is asked about: hex of ``edge_atp.mask.pack_bits``, or null
-    choices    optional list, the closed answer set; holds ``answer``
+    choices    optional list, the closed answer set, which must hold ``answer``; it guards the
+               label, and questions are asked open
     variants   optional object: name ("paraphrase", "distractor") -> list of other wordings with
                the same answer
 

@@ -15,7 +15,7 @@ from edge_atp.evaluation.answers import score_answer
 from edge_atp.evaluation.arms import DENSE
 from edge_atp.evaluation.conditions import CLEAN
 from edge_atp.evaluation.dataset import LabelledDataset
-from edge_atp.evaluation.figures import new_figure, save
+from edge_atp.evaluation.figures import new_figure, printable, save
 from edge_atp.evaluation.labels import Example
 from edge_atp.evaluation.records import Record
 
@@ -133,14 +133,7 @@ def _caption(failure: Failure, arm: str) -> str:
         "dense": failure.dense or "(empty)",
     }
     lines = (
-        textwrap.shorten(f"{name}: {_printable(text)}", 92, placeholder=" …")
+        textwrap.shorten(f"{name}: {printable(text)}", 92, placeholder=" …")
         for name, text in fields.items()
     )
     return "\n".join(textwrap.fill(line, 40, subsequent_indent="   ") for line in lines)
-
-
-def _printable(text: str) -> str:
-    """A broken model answers in control characters, which no font can draw."""
-    return "".join(
-        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
-    )

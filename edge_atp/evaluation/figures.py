@@ -65,3 +65,10 @@ def save(figure: Any, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=_DOTS_PER_INCH)
     return path
+
+
+def printable(text: str) -> str:
+    """Text as a label draws it literally: a dollar sign would begin mathematics, and control
+    characters, which a broken model answers in, are in no font."""
+    shown = (letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+    return "".join(shown).replace("$", r"\$")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from edge_atp import __version__
 from edge_atp.config import PipelineConfig
@@ -22,10 +23,12 @@ from edge_atp.evaluation.dataset import LabelledDataset, file_sha256
 from edge_atp.evaluation.failures import find_failures, write_failure_sheet
 from edge_atp.evaluation.figures import new_figure
 from edge_atp.evaluation.plots import write_plots
+from edge_atp.evaluation.probing import probe_methods
 from edge_atp.evaluation.records import Record, RecordFile
 from edge_atp.evaluation.summary import summarise
 from edge_atp.evaluation.sweep import plan_tasks, run_tasks
 from edge_atp.evaluation.tables import print_summary
+from edge_atp.pipeline import Pipeline
 from edge_atp.runtime import sessions
 from edge_atp.runtime.find_model import find_model
 from edge_atp.runtime.manifest import FILE_NAME
@@ -39,7 +42,7 @@ class Settings:
 
     dataset, out: folders of the labels and of the results.
     config: model, backend, threads, seed, longest answer.
-    methods, keeps: pruning methods and visual tokens kept.
+    methods, keeps: pruning methods (empty: all that the model can run) and visual tokens kept.
     limit: first images only; None for all.
     robustness_keep: budget under disturbance, 0 for no robustness part.
     robustness_methods: asked there beside dense.
@@ -76,7 +79,8 @@ def evaluate(settings: Settings, console: Console) -> dict[str, Any]:
     dataset, directory = open_both(settings)
     num_patches = directory.manifest.vision.num_patches
     keeps = [keep for keep in settings.keeps if keep <= num_patches]
-    arms = plan_arms(settings.methods, keeps, num_patches)
+    methods = settings.methods or _every_method(settings, console)
+    arms = plan_arms(methods, keeps, num_patches)
     conditions: tuple[Condition, ...] = ()
     disturbed_arms: tuple[Arm, ...] = ()
     if settings.robustness_keep:
@@ -187,6 +191,19 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write indented JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _every_method(settings: Settings, console: Console) -> tuple[str, ...]:
+    """All methods this model can run, the model's own first; says which are left out and why."""
+    pipeline = Pipeline.load(settings.config)
+    try:
+        usable, refused = probe_methods(pipeline)
+        first = pipeline.default_budget.method
+    finally:
+        pipeline.close()
+    for method, reason in refused.items():
+        console.print(f"[dim]left out {method}: {escape(reason)}[/dim]")
+    return tuple(sorted(usable, key=lambda method: method != first))
 
 
 def _write_pictures(

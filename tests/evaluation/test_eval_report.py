@@ -126,7 +126,7 @@ def test_curves_start_at_dense(summary):
 def test_pictures_are_drawn(tmp_path, squares_dataset, records, summary):
     pytest.importorskip("matplotlib", reason="plots need the `evaluation` extra")
     written = write_plots(summary, tmp_path)
-    failures = find_failures(squares_dataset, records, "random@4")
+    failures = find_failures(squares_dataset, records, "random@4", count=3)
     written.append(write_failure_sheet(squares_dataset, failures, "random@4", tmp_path / "f.png"))
     assert {path.name for path in written} == {
         "accuracy_vs_tokens.png",
@@ -174,6 +174,8 @@ def test_yaml_keeps_comments_and_other_sections(tmp_path):
         write_yaml(tmp_path / "other.yaml", {})
 
 
+# A random model answers in scripts that the plotting font lacks.
+@pytest.mark.filterwarnings("ignore:Glyph")
 def test_the_command_writes_the_whole_report(tmp_path, squares, tiny_model, capsys):
     out = tmp_path / "report"
     arguments = ["evaluate", str(squares), "--model", str(tiny_model), "--out", str(out)]

@@ -58,7 +58,7 @@ def test_answers_are_those_of_the_pipeline(squares_dataset, config, answerer):
     example = squares_dataset.examples[3]
     frame = Frame(squares_dataset.read_image(image))
     for arm in arms:
-        query = Query(example.question, choices=example.choices, prune=arm.prune_spec())
+        query = Query(example.question, prune=arm.prune_spec())
         alone = pipeline.answer(query, [frame])
         found = task.records[0].arms[arm.name]
         assert found.answer == alone.text
