@@ -4,7 +4,6 @@ import io
 import json
 
 import cv2
-import numpy as np
 import pytest
 from rich.console import Console
 
@@ -139,7 +138,7 @@ def test_pictures_are_drawn(tmp_path, squares_dataset, records, summary):
     for path in written:
         picture = cv2.imread(str(path))
         assert min(picture.shape[:2]) > 300
-        assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 20  # not a blank sheet
+        assert picture.std() > 10  # not a blank sheet
 
 
 def test_failures_are_prunings_own_first_and_families_take_turns(squares_dataset, records):
