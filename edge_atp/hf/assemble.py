@@ -12,6 +12,7 @@ from edge_atp.hf.hooks.decoder import DecoderPruner, DecoderRule
 from edge_atp.hf.hooks.encoder import EncoderPruner
 from edge_atp.hf.hooks.installation import Installation
 from edge_atp.hf.hooks.language import LanguageEntrance
+from edge_atp.hf.hooks.memory import MemoryCut
 from edge_atp.hf.hooks.packed import PackedCut
 from edge_atp.hf.hooks.projector import Chooser, ProjectorCut
 from edge_atp.hf.hooks.questions import Questions
@@ -66,8 +67,8 @@ class Parts:
     """The hooks of one attached method, and the position policy they follow."""
 
     policy: str
-    entrance: LanguageEntrance
-    projector: ProjectorCut | PackedCut | None = None
+    entrance: LanguageEntrance | None
+    projector: ProjectorCut | PackedCut | MemoryCut | None = None
     decoder: DecoderPruner | None = None
     encoder: tuple[VisionTap | EncoderPruner, ...] = ()
 
@@ -111,6 +112,8 @@ def assemble(request: Request) -> Parts:
 def with_chooser(request: Request, chooser: Chooser, *encoder: VisionTap | EncoderPruner) -> Parts:
     """Tokens leave before the language model."""
     policy = _policy(request, request.family.position_policy)
+    if request.family.memory:
+        return Parts(policy, None, MemoryCut(request.host, chooser), encoder=encoder)
     return Parts(
         policy=policy,
         entrance=LanguageEntrance(request.host, policy),
@@ -192,6 +195,11 @@ def _before_projector(request: Request) -> bool:
         raise ConfigError(
             f"{request.family.name} resamples tokens behind the projector, which needs all of them;"
             " prune_site must be 'post_projector'"
+        )
+    if projected and request.family.memory:
+        raise MissingSignalError(
+            f"{method.name} compares tokens in the language model's space, which"
+            f" {request.family.name}'s patches never enter; choose atp, cls_topk or spatial"
         )
     if projected and site == "pre_projector":
         raise ConfigError(

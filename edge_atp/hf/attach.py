@@ -6,6 +6,7 @@ them exactly.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -170,7 +171,7 @@ def _build(pruner: str | Pruner, options: dict[str, Any]) -> Pruner:
 
 
 def _install_calls(
-    handle: Handle, host: Host, entrance: LanguageEntrance, questions: Questions
+    handle: Handle, host: Host, entrance: LanguageEntrance | None, questions: Questions
 ) -> None:
     """Learn the prompts of every call, in ``generate`` and in plain forwards."""
     installation = handle._installation
@@ -178,9 +179,10 @@ def _install_calls(
 
     def generate(original: Any, *args: Any, question: Any = None, **kwargs: Any) -> Any:
         nonlocal in_generate
-        ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
-        state = entrance.state(kwargs.get("past_key_values"))
-        if state is not None and ids is not None:
+        given = _arguments(original, args, kwargs)
+        ids = given.get("input_ids", given.get("inputs"))
+        state = None if entrance is None else entrance.state(kwargs.get("past_key_values"))
+        if entrance is not None and state is not None and ids is not None:
             entrance.new_tokens = _new_tokens(ids, kwargs.get("attention_mask"), state.seen)
             questions.set_prompt(ids[:, -entrance.new_tokens :])
             _hide_seen_images(kwargs, state.seen)
@@ -203,13 +205,19 @@ def _install_calls(
                 " full prompt; call edge_atp.hf.detach(model) before training"
             )
 
-    def learn_prompt(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def learn_prompt(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not in_generate:
-            questions.set_prompt(args[0] if args else kwargs.get("input_ids"))
+            questions.set_prompt(_arguments(module.forward, args, kwargs).get("input_ids"))
 
     installation.wrap(host.model, "generate", generate)
     installation.before(host.model, refuse_labels)
     installation.before(host.inner, learn_prompt)
+
+
+def _arguments(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a call by name."""
+    bound = inspect.signature(function).bind_partial(*args, **kwargs).arguments
+    return {**bound, **bound.get("kwargs", {}), **bound.get("generate_kwargs", {})}
 
 
 def _new_tokens(ids: Any, mask: Any, seen: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -85,7 +85,8 @@ class ImageLayout:
     """One image (or video) of a vision call.
 
     groups: its tokens, in the order in which the language model sees them.
-    num_placeholders: placeholder tokens it takes in ``input_ids``, separators included.
+    num_placeholders: placeholder tokens it takes in ``input_ids``, separators included; 0 where
+        prompts have none and images are spread evenly over them.
     """
 
     groups: tuple[TokenGroup, ...]
@@ -115,6 +116,7 @@ class Family(ABC):
         in_llm: whether the decoder sees visual tokens as rows, so that in-LLM methods apply.
         resamples: whether projected tokens are interpolated before the language model sees them,
             so that no single patch stands behind a token.
+        memory: whether a resampler reads the encoder's tokens, instead of the language model.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
@@ -122,6 +124,7 @@ class Family(ABC):
     policies: ClassVar[tuple[str, ...]] = ("compact", "original")
     in_llm: ClassVar[bool] = True
     resamples: ClassVar[bool] = False
+    memory: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -218,6 +221,11 @@ def tiles_as_images(tiles: int, tokens: int, device: Any = None) -> list[ImageLa
     flat = torch.arange(tiles * tokens, device=device).view(tiles, tokens)
     grid = square_grid(tokens)
     return [ImageLayout((TokenGroup(row, grid),), tokens) for row in flat]
+
+
+def memory_layout(tiles: int, tokens: int) -> list[ImageLayout]:
+    """Every tile is one image, and prompts hold no placeholders that count its tokens."""
+    return [replace(layout, num_placeholders=0) for layout in tiles_as_images(tiles, tokens)]
 
 
 def placeholder_id(config: Any, modality: str) -> int | None:

@@ -1,11 +1,17 @@
 """Small models of each family from their real config classes, with random weights."""
 
 import torch
+from open_clip.model import CLIP, CustomTextCLIP
+from open_clip.tokenizer import SimpleTokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
     CLIPConfig,
     CLIPModel,
+    IdeficsConfig,
+    IdeficsForVisionText2Text,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaNextConfig,
@@ -159,6 +165,100 @@ def llava_onevision(aspect="anyres_max_9", seed=0):
         vision_aspect_ratio=aspect,
     )
     return randomised(LlavaOnevisionForConditionalGeneration(config), seed)
+
+
+# The width of timm's smallest EVA model, which open_clip builds its EVA-CLIP towers from.
+EVA_WIDTH = 192
+
+
+def blip2(seed=0):
+    config = Blip2Config(
+        vision_config={
+            "hidden_size": EVA_WIDTH,
+            "intermediate_size": 48,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 3,
+            "image_size": 56,
+            "patch_size": 14,
+        },
+        qformer_config={
+            "vocab_size": 30,
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "encoder_hidden_size": EVA_WIDTH,
+        },
+        text_config={
+            "model_type": "opt",
+            "hidden_size": 48,
+            "word_embed_proj_dim": 48,
+            "ffn_dim": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "vocab_size": VOCAB,
+            "max_position_embeddings": 256,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": None,
+        },
+        num_query_tokens=4,
+        image_token_index=IMAGE_ID,
+    )
+    model = randomised(Blip2ForConditionalGeneration(config), seed)
+    model.language_model.generation_config.eos_token_id = None
+    model.language_model.generation_config.pad_token_id = 0
+    return model
+
+
+def eva_clip(seed=7):
+    """An open_clip model with a timm EVA image side, as ``EVA01-g-14`` has."""
+    torch.manual_seed(seed)
+    model = CustomTextCLIP(
+        embed_dim=20,
+        vision_cfg={
+            "image_size": 56,
+            "timm_model_name": "eva02_tiny_patch14_224",
+            "timm_pool": "token",
+            "timm_proj": None,
+        },
+        text_cfg={"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+    )
+    return model.eval(), SimpleTokenizer(context_length=16)
+
+
+def idefics(seed=0):
+    config = IdeficsConfig(
+        vision_config={**VISION, "embed_dim": VISION["hidden_size"]},
+        perceiver_config={
+            "use_resampler": True,
+            "resampler_n_latents": 4,
+            "resampler_depth": 2,
+            "resampler_n_heads": 2,
+            "resampler_head_dim": 8,
+        },
+        use_resampler=True,
+        additional_vocab_size=0,
+        cross_layer_interval=2,
+        qk_layer_norms=False,
+        **{**TEXT, "num_key_value_heads": 4},
+    )
+    model = randomised(IdeficsForVisionText2Text(config), seed)
+    for layer in model.model.gated_cross_attn_layers:  # closed gates hide the image
+        layer.alpha_cross_attn.data.fill_(1.0)
+        layer.alpha_dense.data.fill_(1.0)
+    return model
+
+
+def open_clip_vit(seed=8):
+    """An open_clip model with its own ViT, as ``ViT-H-14`` has."""
+    torch.manual_seed(seed)
+    model = CLIP(
+        embed_dim=20,
+        vision_cfg={"image_size": 16, "patch_size": 4, "width": 32, "layers": 2, "head_width": 8},
+        text_cfg={"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+    )
+    return model.eval(), SimpleTokenizer(context_length=16)
 
 
 def siglip(seed=6):

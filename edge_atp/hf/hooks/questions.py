@@ -106,6 +106,10 @@ class Questions:
             )
         return text
 
+    def _num_prompts(self, images: int) -> int:
+        """Prompts of a call without placeholders; one per image when nothing tells."""
+        return images if self._ids is None else len(self._ids)
+
     @property
     def count(self) -> int:
         """Number of prompts of the running call."""
@@ -122,6 +126,9 @@ class Questions:
 
     def _sample_of_each(self, modality: str, layouts: Sequence[ImageLayout]) -> list[int]:
         """Images fill placeholders in prompt order: find the prompt each one starts in."""
+        if not any(layout.num_placeholders for layout in layouts):
+            prompts = self._num_prompts(len(layouts))
+            return [image * prompts // len(layouts) for image in range(len(layouts))]
         if self._ids is None:
             return [0] * len(layouts)
         counts = (self._ids == self._placeholders[modality]).sum(1)
