@@ -46,6 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for results")
     parser.add_argument("--limit", type=int, metavar="N", help="use the first N images")
     parser.add_argument(
+        "--long-limit",
+        type=int,
+        default=200,
+        metavar="N",
+        help="ask for long answers (captions) about the first N images only (default 200)",
+    )
+    parser.add_argument(
         "--robustness", action="store_true", help="also corrupted images and other wordings"
     )
     parser.add_argument(
@@ -109,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
         methods=_methods(args.methods),
         keeps=parse_integers(args.keep, "--keep"),
         limit=args.limit,
+        long_limit=args.long_limit,
         robustness_keep=args.robustness_keep if args.robustness else 0,
         robustness_methods=tuple(args.robustness_methods.split(",")),
         robustness_limit=args.robustness_limit,

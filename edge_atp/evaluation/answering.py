@@ -32,11 +32,16 @@ from edge_atp.types import Frame, Query
 
 @dataclass(frozen=True)
 class Task:
-    """One image under conditions that share its encoding, asked of ``arms``."""
+    """One image under conditions that share its encoding, asked of ``arms``.
+
+    long_answers: also ask families that are scored by token F1; a description takes ten times the
+        decoding of a short answer.
+    """
 
     image: str
     conditions: tuple[Condition, ...]
     arms: tuple[Arm, ...]
+    long_answers: bool = True
 
     @property
     def key(self) -> str:
@@ -76,7 +81,7 @@ class Answerer:
                 self._ask(example, question, task.arms, pipelines, encoding, encode_s),
             )
             for condition in task.conditions
-            for example in self._examples[task.image]
+            for example in self._asked(task)
             if (question := condition.question(example)) is not None
         ]
         return FinishedTask(task.key, tuple(records))
@@ -84,6 +89,14 @@ class Answerer:
     def close(self) -> None:
         """Release the model."""
         self.engine.close()
+
+    def _asked(self, task: Task) -> list[Example]:
+        families = self._dataset.families
+        return [
+            example
+            for example in self._examples[task.image]
+            if task.long_answers or families[example.family] == "exact"
+        ]
 
     def _pipeline(self, image: str, relevance_source: str) -> Pipeline:
         """The engine with this image's seed: one fixed seed would give every image the same

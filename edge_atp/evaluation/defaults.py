@@ -85,7 +85,8 @@ def sweep_defaults(
     candidates: list[Candidate] = []
     complete = True
     for number, model in enumerate((settings.config.model, *more_models)):
-        own = replace(settings, config=replace(settings.config, model=model))
+        # The choice is by short answers alone.
+        own = replace(settings, config=replace(settings.config, model=model), long_limit=0)
         dataset, directory = open_both(own)
         num_patches = directory.manifest.vision.num_patches
         found = _candidates(directory, alphas)

@@ -44,6 +44,7 @@ class Settings:
     config: model, backend, threads, seed, longest answer.
     methods, keeps: pruning methods (empty: all that the model can run) and visual tokens kept.
     limit: first images only; None for all.
+    long_limit: images asked for long answers; None for all.
     robustness_keep: budget under disturbance, 0 for no robustness part.
     robustness_methods: asked there beside dense.
     robustness_limit: images there.
@@ -57,6 +58,7 @@ class Settings:
     methods: tuple[str, ...] = ("atp", "random")
     keeps: tuple[int, ...] = (64,)
     limit: int | None = None
+    long_limit: int | None = None
     robustness_keep: int = 0
     robustness_methods: tuple[str, ...] = ("atp", "random")
     robustness_limit: int = 200
@@ -132,12 +134,20 @@ def answer_all(
     records_name: str = "records.jsonl",
 ) -> tuple[list[Record], bool]:
     """Ask everything; returns the records and whether the time cap left nothing out."""
-    tasks = plan_tasks(dataset.images, arms, conditions, disturbed_arms, settings.robustness_limit)
+    tasks = plan_tasks(
+        dataset.images,
+        arms,
+        conditions,
+        disturbed_arms,
+        settings.robustness_limit,
+        settings.long_limit,
+    )
     identity = {
         "model": file_sha256(directory.path / FILE_NAME),
         "dataset": dataset.sha256,
         "arms": [arm.name for arm in arms],
         "disturbed_arms": [arm.name for arm in disturbed_arms],
+        "long_limit": settings.long_limit,
         "seed": settings.config.seed,
         "max_new_tokens": settings.config.max_new_tokens,
     }

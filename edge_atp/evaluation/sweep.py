@@ -27,6 +27,7 @@ def plan_tasks(
     disturbed: Sequence[Condition] = (),
     disturbed_arms: tuple[Arm, ...] = (),
     disturbed_images: int = 0,
+    long_images: int | None = None,
 ) -> list[Task]:
     """Every image clean with all arms, then the first images under every other condition.
 
@@ -35,14 +36,18 @@ def plan_tasks(
         arms: asked of clean images.
         disturbed: robustness conditions; those that only reword share one encoding.
         disturbed_arms: asked under those.
-        disturbed_images: how many images are disturbed.
+        disturbed_images: how many images are disturbed; only short answers are asked there.
+        long_images: how many images are asked for long answers; None for all.
     """
-    tasks = [Task(image, (Condition(),), arms) for image in images]
+    tasks = [
+        Task(image, (Condition(),), arms, long_images is None or number < long_images)
+        for number, image in enumerate(images)
+    ]
     reworded = tuple(condition for condition in disturbed if condition.variant)
     corrupted = [(condition,) for condition in disturbed if condition.corruption]
     groups = [*([reworded] if reworded else []), *corrupted]
     for image in images[:disturbed_images]:
-        tasks += [Task(image, group, disturbed_arms) for group in groups]
+        tasks += [Task(image, group, disturbed_arms, long_answers=False) for group in groups]
     return tasks
 
 

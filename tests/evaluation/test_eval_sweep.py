@@ -112,6 +112,12 @@ def test_tasks_share_encodings_where_only_the_wording_changes(squares_dataset):
     assert tasks[-1].arms == arms[:1]
 
 
+def test_long_answers_are_asked_about_the_first_images_only(squares_dataset, answerer):
+    tasks = plan_tasks(squares_dataset.images, (dense_arm(16),), long_images=1)
+    lines = [[record.line for record in answerer.answer(task).records] for task in tasks[:2]]
+    assert lines == [[1, 2, 3], [4, 5]]
+
+
 def _run(tmp_path, dataset, config, tasks, **options):
     with RecordFile(tmp_path / "records.jsonl", {"run": 1}, resume=True) as records:
         complete = run_tasks(tasks, dataset, config, records, progress=False, **options)
