@@ -7,12 +7,15 @@ import torch
 import edge_atp.hf
 from edge_atp.errors import ConfigError, ShapeError
 from edge_atp.hf.methods import fastv
+from edge_atp.pruning.sparsevlm import recycle
 
 QUESTIONS = ["is there a red box?", "what is in front of the forklift, and how many pallets?"]
 METHODS = {
     "fastv": ({"layer": 2}, 5),
     "pyramiddrop": ({"layers": (1, 2, 3), "ratios": (0.5, 0.25, 0.125)}, None),
     "vtw": ({"layer": 2}, None),
+    "sparsevlm": ({"layers": (1, 2), "ratios": (0.5, 0.25), "recycle_share": 0.0}, None),
+    "atp_progressive": ({"layers": (1, 3), "ratios": (0.5, 0.25)}, None),
 }
 
 
@@ -115,9 +118,100 @@ def test_pyramiddrop_ranks_by_the_query_of_the_layer_entered(model, attach, poli
             cuts[layer] = dropped_rows(visual, left)
 
 
+@torch.no_grad()
+def test_sparsevlm_rates_by_relevant_words(model, attach):
+    inputs = batch()
+    options, _ = METHODS["sparsevlm"]
+    handle = attach("sparsevlm", **options)
+    ref.generate(model, inputs, steps=1)
+    edge_atp.hf.detach(model)
+    for index in range(2):
+        embeds, visual = dense(model, inputs, index)
+        text = torch.arange(int(visual.nonzero()[-1]) + 1, len(embeds))
+        relevance = (embeds[visual] @ embeds[text].T).softmax(-1).mean(0)
+        rate = text[relevance > relevance.mean()]
+        left, cuts = torch.arange(tiny.PATCHES), {}
+        for layer, count in ((1, 8), (2, 4)):
+            states, positions, rows = entering(model, embeds, cuts, layer)
+            weights = layers.attention(model, layer, states, positions).mean(0)
+            scores = weights[torch.isin(rows, rate)].mean(0)[visual[rows]]
+            left = left[scores.sort(descending=True, stable=True).indices[:count].sort().values]
+            assert torch.equal(handle.last_cuts[layer][index], left)
+            cuts[layer] = dropped_rows(visual, left)
+
+
+@torch.no_grad()
+def test_sparsevlm_recycles_dropped_tokens(model, attach):
+    """One cut: the recycled tokens stand behind the kept ones, as rows of their own."""
+    inputs = batch(QUESTIONS[:1])
+    attach("sparsevlm", layers=(2,), ratios=(0.25,), recycle_share=0.9)
+    output = model.generate(
+        **inputs, max_new_tokens=3, do_sample=False, return_dict_in_generate=True
+    )
+    handle = model._edge_atp_handle
+    kept = handle.last_cuts[2][0]
+    edge_atp.hf.detach(model)
+    embeds, visual = dense(model, inputs, 0)
+    states, positions, _ = entering(model, embeds, {}, 2)
+    # 12 are dropped; the best int(12 * 0.9) + 1 = 11 become 11 // 10 + 1 = 2 tokens.
+    text = inputs["input_ids"].shape[1] - tiny.PATCHES
+    assert ref.cache_lengths(output.past_key_values) == [text + n + 2 for n in (16, 16, 6, 6)]
+    places = visual.nonzero()[:, 0]
+    free = places[~torch.isin(torch.arange(tiny.PATCHES), kept)]
+    weights = layers.attention(model, 2, states, positions).mean(0)
+    after = torch.arange(len(embeds)) > places[-1]
+    relevance = (embeds[visual] @ embeds[after].T).softmax(-1).mean(0)
+    scores = weights[after][relevance > relevance.mean()].mean(0)
+    extra = recycle(states[free], scores[free], 0.9)
+    states = states.clone()
+    states[free[-2:]] = extra
+    keep = torch.ones(len(embeds), dtype=torch.bool)
+    keep[free[:-2]] = False
+    states, positions = states[keep], positions[keep]
+    for layer in (2, 3):
+        states = layers.run_layer(model, layer, states, positions)
+    token = model.lm_head(model.model.language_model.norm(states)[-1]).argmax()
+    assert token == output.sequences[0, inputs["input_ids"].shape[1]]
+
+
+@torch.no_grad()
+def test_atp_progressive_blends_text_and_visual_attention(model, attach):
+    inputs = batch()
+    options, _ = METHODS["atp_progressive"]
+    handle = attach("atp_progressive", alpha=0.3, **options)
+    ref.generate(model, inputs, steps=1)
+    edge_atp.hf.detach(model)
+
+    def scaled(values):
+        return (values - values.min()) / (values.max() - values.min())
+
+    for index in range(2):
+        embeds, visual = dense(model, inputs, index)
+        last = int(visual.nonzero()[-1])
+        left, cuts = torch.arange(tiny.PATCHES), {}
+        for layer, count in ((1, 8), (3, 4)):
+            states, positions, rows = entering(model, embeds, cuts, layer)
+            weights = layers.attention(model, layer, states, positions).mean(0)
+            here = visual[rows]
+            relevance = weights[rows > last].mean(0)[here]
+            block = weights[here][:, here]
+            # Under the causal mask token j is seen by n - j of the n tokens.
+            saliency = block.sum(0) / torch.arange(len(block), 0, -1)
+            scores = 0.3 * scaled(relevance) + 0.7 * scaled(saliency)
+            left = left[scores.sort(descending=True, stable=True).indices[:count].sort().values]
+            assert torch.equal(handle.last_cuts[layer][index], left)
+            cuts[layer] = dropped_rows(visual, left)
+
+
 @pytest.mark.parametrize(
     ("name", "lengths"),
-    [("fastv", (16, 16, 5, 5)), ("pyramiddrop", (16, 8, 4, 2)), ("vtw", (16, 16, 0, 0))],
+    [
+        ("fastv", (16, 16, 5, 5)),
+        ("pyramiddrop", (16, 8, 4, 2)),
+        ("vtw", (16, 16, 0, 0)),
+        ("sparsevlm", (16, 8, 4, 4)),
+        ("atp_progressive", (16, 8, 8, 4)),
+    ],
 )
 def test_cache_layers_hold_what_their_layer_saw(model, attach, name, lengths):
     options, keep = METHODS[name]
