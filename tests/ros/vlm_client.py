@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import array
 import itertools
+import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from edge_atp_msgs.msg import Answer, PatchMaskArray, PruneConfig, Query
 from lifecycle_msgs.srv import ChangeState, GetState
+from rcl_interfaces.srv import SetParameters
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
-from rclpy.parameter_client import AsyncParameterClient
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
@@ -177,10 +179,10 @@ class VlmClient:
 
     def set_parameter(self, name: str, value: Any) -> Any:
         """Set a parameter of the node; returns the SetParametersResult."""
-        client = AsyncParameterClient(self.node, self._name)
-        assert client.wait_for_services(TIMEOUT_S)
-        future = client.set_parameters([Parameter(name, value=value)])
-        return self.wait(future.result, f"parameter {name}").results[0]
+        request = SetParameters.Request(
+            parameters=[Parameter(name, value=value).to_parameter_msg()]
+        )
+        return self.call(SetParameters, "set_parameters", request).results[0]
 
     def change_state(self, transition: int) -> bool:
         request = ChangeState.Request()
@@ -213,3 +215,38 @@ class VlmClient:
                 values = {entry.key: entry.value for entry in status.values}
                 self.diagnostics[status.name] = values | {"message": status.message}
             self._changed.notify_all()
+
+
+def assert_answers(client: VlmClient, answer: Answer, image: Any) -> None:
+    """What every complete answer must satisfy."""
+    assert answer.status in (Answer.STATUS_FINAL, Answer.STATUS_TRUNCATED), answer.error_msg
+    assert answer.error_code == Answer.ERROR_NONE
+    assert answer.header == image.header
+    assert list(answer.frame_stamps) == [image.header.stamp]
+    assert answer.cameras == ["camera"]
+    mask_array = client.mask_of(answer)
+    assert mask_array.header == image.header
+    (mask,) = mask_array.masks
+    assert answer.tokens.visual_total == mask.grid_rows * mask.grid_cols
+    assert answer.tokens.visual_kept == bits(mask).sum()
+    latency = answer.latency
+    stages = (
+        latency.queue_wait
+        + latency.preprocess
+        + latency.vision_encode
+        + latency.prune
+        + latency.prefill
+        + latency.decode
+    )
+    assert stages == pytest.approx(latency.total, rel=0.05)
+    assert 0 < latency.first_token <= latency.total
+
+
+def start_vlm_node(start: Callable[..., Any], *parameters: str) -> Any:
+    """Start the node with the default model and wait until it is active."""
+    command = [sys.executable, "-m", "edge_atp_ros.vlm_node", "--ros-args"]
+    for parameter in ("autostart:=true", "frame_wait:=0.3", *parameters):
+        command += ["-p", parameter]
+    process = start(command, name="vlm_node")
+    process.wait_for("active: cameras")
+    return process
