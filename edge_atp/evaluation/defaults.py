@@ -101,7 +101,7 @@ def sweep_defaults(
         raise ConfigError(f"--keep has no budget below the model's {num_patches} visual tokens")
     columns = [DENSE, *(c.column(k) for c in candidates for k in budgets)]
     everywhere = [r for r in merged.values() if all(column in r.arms for column in columns)]
-    result = _decide(dataset, everywhere, candidates, budgets, num_patches, settings.config.seed)
+    result = decide(dataset, everywhere, candidates, budgets, num_patches, settings.config.seed)
     result["run"] = describe_run(settings, dataset, directory, complete)
     write_json(settings.out / "defaults.json", result)
     if settings.plots:
@@ -140,7 +140,7 @@ def _merge(
         merged[record.line] = Record(record.line, CLEAN, arms | columns)
 
 
-def _decide(
+def decide(
     dataset: LabelledDataset,
     records: list[Record],
     candidates: list[Candidate],
@@ -148,6 +148,18 @@ def _decide(
     num_patches: int,
     seed: int,
 ) -> dict[str, Any]:
+    """Apply the rule.
+
+    Args:
+        dataset: the labels.
+        records: with a column per candidate and budget, and the dense one.
+        budgets: largest first.
+        seed: of the bootstrap.
+    Returns:
+        ``candidates`` with their estimates, and ``chosen``.
+    Raises:
+        ConfigError: there is no record.
+    """
     columns = [DENSE, *(c.column(k) for c in candidates for k in budgets)]
     table = build_table(dataset, records, CLEAN, columns)
     if table is None:

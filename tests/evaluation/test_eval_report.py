@@ -2,6 +2,9 @@
 
 import io
 import json
+import shutil
+import subprocess
+import sys
 
 import cv2
 import pytest
@@ -12,6 +15,7 @@ from edge_atp.errors import ConfigError, DatasetError
 from edge_atp.evaluation.arms import Arm, dense_arm
 from edge_atp.evaluation.conditions import robustness_conditions
 from edge_atp.evaluation.dataset import LabelledDataset
+from edge_atp.evaluation.defaults import Candidate, decide
 from edge_atp.evaluation.defaults_yaml import write_yaml
 from edge_atp.evaluation.failures import find_failures, write_failure_sheet
 from edge_atp.evaluation.plots import curves, write_plots
@@ -225,3 +229,70 @@ def test_sweeping_defaults_states_and_writes_its_choice(tmp_path, squares, tiny_
     assert "alpha: 0.5" in model_yaml.read_text()
     assert "chosen" in capsys.readouterr().out
     assert main([*arguments, "--write-defaults", str(model_yaml)]) == 2
+
+
+def test_settings_of_two_models_are_compared_question_by_question(
+    tmp_path, squares, tiny_model, capsys
+):
+    """A directory exported with another layer and relevance source joins the sweep."""
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model, other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["selection"]["relevance_source"] = "value"
+    manifest["vision"]["embed_layer"] = -2
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    out = tmp_path / "sweep"
+    arguments = ["evaluate", str(squares), "--model", str(tiny_model), "--out", str(out)]
+    arguments += ["--keep", "4", "--max-new-tokens", "2", "--limit", "3", "--no-plots"]
+    assert main([*arguments, "--sweep-defaults", "--sweep-model", str(other)]) == 0
+    result = json.loads((out / "defaults.json").read_text())
+    assert {c["label"] for c in result["candidates"]} == {
+        "raw, layers -2/-1",
+        "negated, layers -2/-1",
+        "value, layers -2/-2",
+    }
+    by_setting = {(c["relevance_source"], c["alpha"]): c["exact"] for c in result["candidates"]}
+    # Both directories hold the same graphs, so raw and value differ in name alone.
+    assert by_setting["raw", 1.0] == by_setting["value", 1.0]
+
+
+@pytest.mark.parametrize(
+    ("quality", "source", "alpha", "keep_ratio"),
+    [
+        # The better source wins, and the smallest budget that loses nothing.
+        ({("negated", 0.5): 1.0}, "negated", 0.5, 0.25),
+        # Equal settings: the alpha nearest one half.
+        ({("raw", 0.25): 1.0, ("raw", 0.5): 1.0, ("raw", 1.0): 1.0}, "raw", 0.5, 0.25),
+        # Everything loses: keep all tokens.
+        ({("raw", 0.75): 0.4}, "raw", 0.75, 1.0),
+    ],
+)
+def test_the_rule_chooses_by_evidence(squares_dataset, quality, source, alpha, keep_ratio):
+    candidates = [
+        Candidate(value, name, -2, -1)
+        for name in ("raw", "negated")
+        for value in (0.25, 0.5, 0.75, 1.0)
+    ]
+    examples = [e for e in squares_dataset.examples if e.family != "caption"]
+    records = []
+    for number, example in enumerate(examples):
+        arms = {"dense": answer(example, True, ARMS[0])}
+        for c in candidates:
+            share = quality.get((c.relevance_source, c.alpha), 0.0)
+            right = number < share * len(examples)
+            arms |= {c.column(k): answer(example, right, Arm("atp", k)) for k in (8, 4)}
+        records.append(Record(example.line, "clean", arms))
+    result = decide(squares_dataset, records, candidates, [8, 4], 16, seed=0)
+    chosen = result["chosen"]
+    assert (chosen["relevance_source"], chosen["alpha"]) == (source, alpha)
+    assert chosen["keep_ratio"] == keep_ratio
+
+
+def test_evaluation_needs_neither_torch_nor_a_plotting_library():
+    code = (
+        "import sys, edge_atp.evaluation.run, edge_atp.cli.evaluate, edge_atp.cli.compare,"
+        " edge_atp.evaluation.benchmarks.run, edge_atp.evaluation.lmms_eval_plugin.answerers;"
+        "print([m for m in ('torch', 'matplotlib', 'lmms_eval') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
