@@ -9,7 +9,7 @@ PYTEST := python -m pytest $(foreach plugin,launch_testing launch_ros launch_pyt
   launch_testing_ros launch_testing_ros_pytest_entrypoint,-p no:$(plugin))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test demo test lint format typecheck build clean distclean
+.PHONY: help setup setup-test demo test lint format typecheck build model bench clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,8 +42,15 @@ build: ## build ros_ws again, even if nothing changed
 	@rm -f .venv/.setup/workspace
 	@scripts/setup/setup.sh demo
 
-clean: ## remove what builds and runs wrote
-	rm -rf ros_ws/build ros_ws/install ros_ws/log out
+model: setup-test ## train the default model, scenes to checkpoint, into out/warehouse_tiny (hours; resumes)
+	$(BIN)/python -m models.warehouse_tiny.train --stage all --resume
+
+bench: setup ## time every pruning method's selection (minutes)
+	$(BIN)/python -m benchmarks.selection
+
+# Not the whole of out/: a training run there has cost hours.
+clean: ## remove what builds, tests and the demo wrote
+	rm -rf ros_ws/build ros_ws/install ros_ws/log out/demo
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find edge_atp export models ros_ws launch tests scripts benchmarks \
 	  -name __pycache__ -type d -prune -exec rm -rf {} +
