@@ -93,8 +93,11 @@ class Method(Pruner):
                 " must live in the language model's embedding space"
             )
         xp = array_namespace(visual)
-        text_rows = softmax(cosine_cross(text, visual) / self.text_temperature)
-        visual_rows = softmax(cosine_matrix(features) / self.visual_temperature)
+        # In place: a fresh N x N array costs as much as the arithmetic on it.
+        text_rows, visual_rows = cosine_cross(text, visual), cosine_matrix(features)
+        text_rows /= self.text_temperature
+        visual_rows /= self.visual_temperature
+        text_rows, visual_rows = softmax(text_rows), softmax(visual_rows)
         text_rows /= text.shape[0]
         visual_rows *= self.visual_weight / visual.shape[0]
         return xp.concat([xp.astype(text_rows, visual_rows.dtype), visual_rows], axis=0)

@@ -69,8 +69,9 @@ def head_mean(attention: Array) -> Array:
 def softmax(logits: Array) -> Array:
     """Softmax over the last axis, shifted by the maximum so that it cannot overflow."""
     xp = array_namespace(logits)
-    shifted = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
-    return shifted / xp.sum(shifted, axis=-1, keepdims=True)
+    powers = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
+    powers /= xp.sum(powers, axis=-1, keepdims=True)
+    return powers
 
 
 def cosine(vectors: Array, reference: Array) -> Array:
