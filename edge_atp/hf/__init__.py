@@ -6,5 +6,6 @@ restores it. One module per VLM family, found by name.
 
 from edge_atp.hf.attach import Handle, attach, detach
 from edge_atp.hf.registry import families
+from edge_atp.hf.settings import ModelSettings
 
-__all__ = ["Handle", "attach", "detach", "families"]
+__all__ = ["Handle", "ModelSettings", "attach", "detach", "families"]
