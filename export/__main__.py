@@ -22,6 +22,11 @@ _console = Console(stderr=True)
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the exporter; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["tensorrt"]:
+        from export.tensorrt.__main__ import main as build
+
+        return build(arguments[1:])
     options = _parser().parse_args(arguments)
     overrides = {
         name: value
@@ -57,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m export",
         description="Export a LLaVA checkpoint to a model directory for edge_atp.runtime.",
+        epilog="`python -m export tensorrt DIR` builds TensorRT engines on the device.",
     )
     parser.add_argument("--model", required=True, help="models/<name>.yaml, folder, or hub id")
     parser.add_argument("--out", required=True, type=Path, help="model directory to write")

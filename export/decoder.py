@@ -17,6 +17,9 @@ from export.dialects.prim18 import Form as PrimitiveForm
 from export.graph import GraphBuilder
 from export.layers import activation, linear, packed_linear
 
+# "Until the end" for Slice; TensorRT 8 holds indices in 32 bits.
+_TO_END = np.iinfo(np.int32).max
+
 
 def emit_decoder(
     graph: GraphBuilder, tensors: TensorStore, config: LlmConfig, *, dialect: str, max_kv: int
@@ -146,5 +149,5 @@ def _norm_weight(graph: GraphBuilder, tensors: TensorStore, prefix: str) -> str:
 
 
 def _last_position(graph: GraphBuilder, x: str) -> str:
-    end = graph.ints(np.iinfo(np.int64).max)
+    end = graph.ints(_TO_END)
     return graph.node("Slice", x, graph.ints(-1), end, graph.ints(1))

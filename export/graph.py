@@ -108,8 +108,8 @@ class GraphBuilder:
             return name
         return self.node("Cast", name, name=f"{name}/f32", to=TensorProto.FLOAT)
 
-    def integers(self, name: str, array: NDArray[Any]) -> str:
-        """Add a quantised weight (int8 or packed uint8)."""
+    def raw_weight(self, name: str, array: NDArray[Any]) -> str:
+        """Add a weight that its operator reads in the stored type (float16, int8, packed)."""
         self._weights.append(self._tensor(name, array))
         return name
 
@@ -128,6 +128,12 @@ class GraphBuilder:
             self._weights.append(numpy_helper.from_array(array, name))
             self._constants[key] = name
         return self._constants[key]
+
+    def reduce(self, op: str, x: str, *axes: int, keepdims: bool) -> str:
+        """ReduceMean and its like; their axes became an input with opset 18."""
+        if self._opset >= 18 or op == "ReduceSum":
+            return self.node(op, x, self.ints(*axes), keepdims=int(keepdims))
+        return self.node(op, x, axes=list(axes), keepdims=int(keepdims))
 
     def ints(self, *values: int) -> str:
         """A constant int64 vector, as shapes and axes are given."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 if TYPE_CHECKING:
     from export.graph import GraphBuilder
@@ -31,6 +32,19 @@ def float_linear(
     return graph.node("Add", y, graph.weight(f"{name}.bias", bias), name=f"{name}/bias")
 
 
+def half_linear(
+    graph: GraphBuilder, x: str, name: str, weight: NDArray[Any], bias: NDArray[Any] | None
+) -> str:
+    """Product in float16 between casts; everything around it (norms, softmax) stays float32."""
+    half = graph.node("Cast", x, name=f"{name}/to_f16", to=TensorProto.FLOAT16)
+    stored = graph.raw_weight(f"{name}.weight", weight.astype(np.float16))
+    y = graph.node("MatMul", half, stored, name=name)
+    y = graph.node("Cast", y, name=f"{name}/to_f32", to=TensorProto.FLOAT)
+    if bias is None:
+        return y
+    return graph.node("Add", y, graph.weight(f"{name}.bias", bias), name=f"{name}/bias")
+
+
 def dynamic_int8_linear(
     graph: GraphBuilder, x: str, name: str, weight: NDArray[Any], bias: NDArray[Any] | None
 ) -> str:
@@ -38,7 +52,7 @@ def dynamic_int8_linear(
     quantised, scale = int8_per_channel(weight)
     inputs = [
         x,
-        graph.integers(f"{name}.weight_int8", quantised),
+        graph.raw_weight(f"{name}.weight_int8", quantised),
         graph.weight(f"{name}.weight_scale", scale),
         "",
     ]
@@ -57,7 +71,7 @@ def block_linear(bits: int, block_size: int = 32) -> LinearForm:
         y = graph.node(
             "MatMulNBits",
             x,
-            graph.integers(f"{name}.weight_int{bits}", packed),
+            graph.raw_weight(f"{name}.weight_int{bits}", packed),
             graph.weight(f"{name}.weight_scales", scales),
             domain=_CONTRIB,
             name=name,

@@ -6,7 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from edge_atp.errors import ConfigError
-from export.linear_forms import LinearForm, block_linear, dynamic_int8_linear, float_linear
+from export.linear_forms import (
+    LinearForm,
+    block_linear,
+    dynamic_int8_linear,
+    float_linear,
+    half_linear,
+)
 
 # Holds at every precision: two different inputs must not give the same output.
 _DIFFER = {"other_image_same_features": 0.0, "other_prompt_same_logits": 0.0}
@@ -54,8 +60,18 @@ _QUANTISED = {
     "text_embed_relative_l2": 1e-4,
     "kept_jaccard_distance": 0.05,
 }
+_FP16 = {
+    **_EXACT_GRAPHS,
+    "text_embed_relative_l2": 1e-4,
+    "patch_features_relative_l2": 1e-2,
+    "patch_embeds_relative_l2": 1e-2,
+    "kept_jaccard_distance": 0.03,
+    "token_disagreement": 0.02,
+}
+_HALF_ROLES = dict.fromkeys(("vision", "project", "decoder"), half_linear)
 _BY_NAME = {
     "fp32": _FP32,
+    "fp16": Precision("fp16", _FP16, _HALF_ROLES),
     "int8": Precision(
         "int8",
         _QUANTISED,

@@ -53,11 +53,11 @@ def emit_selection(
 def _cosine(graph: GraphBuilder, patches: str, text: str) -> str:
     """(N,) cosine of each patch with the text; zero vectors give 0."""
     rows = graph.node("Squeeze", patches, graph.ints(0))
-    dots = graph.node("ReduceSum", graph.node("Mul", rows, text), graph.ints(1), keepdims=0)
+    dots = graph.reduce("ReduceSum", graph.node("Mul", rows, text), 1, keepdims=False)
     norms = graph.node(
         "Mul",
-        graph.node("ReduceL2", rows, graph.ints(1), keepdims=0),
-        graph.node("ReduceL2", text, graph.ints(1), keepdims=0),
+        graph.reduce("ReduceL2", rows, 1, keepdims=False),
+        graph.reduce("ReduceL2", text, 1, keepdims=False),
     )
     zero = graph.node("Equal", norms, graph.scalar(0.0))
     safe = graph.node("Where", zero, graph.scalar(1.0), norms)
@@ -66,8 +66,8 @@ def _cosine(graph: GraphBuilder, patches: str, text: str) -> str:
 
 def _min_max(graph: GraphBuilder, scores: str) -> str:
     """Scale (N,) to [0, 1]; constant scores become zeros."""
-    low = graph.node("ReduceMin", scores, graph.ints(0), keepdims=1)
-    span = graph.node("Sub", graph.node("ReduceMax", scores, graph.ints(0), keepdims=1), low)
+    low = graph.reduce("ReduceMin", scores, 0, keepdims=True)
+    span = graph.node("Sub", graph.reduce("ReduceMax", scores, 0, keepdims=True), low)
     flat = graph.node("Equal", span, graph.scalar(0.0))
     safe = graph.node("Where", flat, graph.scalar(1.0), span)
     return graph.node("Div", graph.node("Sub", scores, low), safe)

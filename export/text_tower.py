@@ -173,7 +173,7 @@ def emit_text_tower(graph: GraphBuilder, tower: TextTower, *, dialect: str) -> N
             fused=fused,
             causal_bias=bias,
         )
-    count = graph.node("ReduceSum", mask, graph.ints(1), keepdims=0)
+    count = graph.reduce("ReduceSum", mask, 1, keepdims=False)
     last = graph.node("Sub", count, graph.ints(1))
     pooled = graph.node("Squeeze", graph.node("Gather", x, last, axis=1), graph.ints(1))
     pooled = layer_norm(graph, tensors, "text.final_layer_norm", pooled, tower.norm_eps)

@@ -15,6 +15,9 @@ from export.checkpoint import TensorStore
 from export.graph import GraphBuilder
 from export.layers import FUSED_DIALECTS, clip_layer, layer_norm, split_heads
 
+# "Until the end" for Slice; TensorRT 8 holds indices in 32 bits.
+_TO_END = np.iinfo(np.int32).max
+
 
 def emit_vision(
     graph: GraphBuilder,
@@ -121,12 +124,10 @@ def _cls_row(graph: GraphBuilder, q: str, k: str, heads: int, head_dim: int) -> 
     keys = graph.node("Reshape", k, graph.ints(0, -1, heads, head_dim))
     keys = graph.node("Transpose", keys, perm=[0, 2, 3, 1])
     row = graph.node("Softmax", graph.node("MatMul", query, keys), axis=-1)
-    mean = graph.node("ReduceMean", row, graph.ints(1, 2), keepdims=0)
-    return graph.node(
-        "Slice", mean, graph.ints(1), graph.ints(np.iinfo(np.int64).max), graph.ints(1)
-    )
+    mean = graph.reduce("ReduceMean", row, 1, 2, keepdims=False)
+    return graph.node("Slice", mean, graph.ints(1), graph.ints(_TO_END), graph.ints(1))
 
 
 def _without_cls(graph: GraphBuilder, x: str) -> str:
-    end = graph.ints(np.iinfo(np.int64).max)
+    end = graph.ints(_TO_END)
     return graph.node("Slice", x, graph.ints(1), end, graph.ints(1))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,7 @@ class Engine:
             ConfigError, BackendUnavailableError: the backend is unknown or cannot run here.
             ArtifactError: a graph or table is damaged.
         """
-        name, reason = sessions.choose(backend)
+        name, reason = sessions.choose(backend, has_engines=bool(directory.manifest.engines))
         return cls(directory, name, reason, SessionOptions(num_threads, cache_dir))
 
     @property
@@ -279,8 +280,12 @@ class Engine:
             ArtifactError: the directory has no such graph, or it is damaged.
         """
         graph = self.directory.manifest.graph(role)
-        options = SessionOptions(
-            self._options.num_threads, self._options.cache_dir, self.directory.sha256(role)
+        engine = next((e for e in self.directory.manifest.engines if e.role == role), None)
+        options = replace(
+            self._options,
+            graph_sha256=self.directory.sha256(role),
+            engine=engine,
+            engine_path=self.directory.file(f"{role}_engine") if engine else None,
         )
         path = self.directory.file(role)
         if path != self.directory.path / graph.file:

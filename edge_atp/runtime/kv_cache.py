@@ -1,13 +1,13 @@
 """The KV cache in the two forms that decoder graphs use.
 
 ``SharedKvCache`` belongs to dialect ``ort-gqa``: one buffer per layer of ``max_kv`` positions,
-allocated once, read and written in place on the device. ``GrowingKvCache`` belongs to dialect
-``prim18``: keys and values of the past are inputs, past and new concatenated are outputs.
+allocated once, read and written in place on the device. ``GrowingKvCache`` belongs to dialects
+``prim17`` and ``prim18``: past keys and values are inputs, extended ones are outputs.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,7 @@ def make_kv_cache(dialect: str, session: Session, llm: LlmSpec) -> KvCache:
     """
     caches: dict[str, type[SharedKvCache] | type[GrowingKvCache]] = {
         "ort-gqa": SharedKvCache,
+        "prim17": GrowingKvCache,
         "prim18": GrowingKvCache,
     }
     if dialect not in caches:
@@ -99,38 +100,40 @@ class SharedKvCache:
 
 
 class GrowingKvCache:
-    """Past keys and values as arrays (1, kv_heads, length, head_dim), replaced at each step."""
+    """Past keys and values (1, kv_heads, length, head_dim) that each run extends, on the device."""
 
     def __init__(self, session: Session, llm: LlmSpec) -> None:
         self._session = session
         self._llm = llm
-        self._past: dict[str, NDArray[Any]] = {}
-        self.truncate(0)
+        self._aliases = {
+            f"past.{i}.{kind}": f"present.{i}.{kind}"
+            for i in range(llm.layers)
+            for kind in ("key", "value")
+        }
+        shape = (1, llm.kv_heads, llm.max_kv, llm.head_dim)
+        self._carry = session.allocate_carry(self._aliases, shape, np.float32)
 
     @property
     def length(self) -> int:
         """Positions filled."""
-        return int(next(iter(self._past.values())).shape[2])
+        return int(self._carry.shape[2])
 
     @property
     def num_bytes(self) -> int:
         """Memory the cache holds now."""
-        return sum(array.nbytes for array in self._past.values())
+        return self._carry.num_bytes
 
     def truncate(self, length: int) -> None:
         """Forget everything after the first ``length`` positions."""
-        if not self._past or length == 0:
-            empty = np.zeros((1, self._llm.kv_heads, 0, self._llm.head_dim), np.float32)
-            self._past = {
-                f"past.{i}.{kind}": empty
-                for i in range(self._llm.layers)
-                for kind in ("key", "value")
-            }
+        if length >= self.length:
+            return
+        if length:
+            kept = {name: self._carry.get(name)[:, :, :length] for name in self._aliases}
         else:
-            self._past = {
-                name: np.ascontiguousarray(array[:, :, :length])
-                for name, array in self._past.items()
-            }
+            empty = np.zeros((1, self._llm.kv_heads, 0, self._llm.head_dim), np.float32)
+            kept = dict.fromkeys(self._aliases, empty)
+        for name, array in kept.items():
+            self._carry.set(name, array)
 
     def forward(self, inputs_embeds: NDArray[np.float32]) -> NDArray[np.float32]:
         """Append (S, H) tokens; returns the logits (vocab,) of the last one."""
@@ -140,14 +143,14 @@ class GrowingKvCache:
         hidden = ahead > 0
         if self._llm.sliding_window:
             hidden |= ahead <= -self._llm.sliding_window
-        outputs = self._session.run(
+        outputs = self._session.run_carrying(
             {
                 "inputs_embeds": inputs_embeds[None],
                 "position_ids": np.arange(past, past + new, dtype=np.int64)[None],
                 "attention_bias": np.where(hidden, _NEG_INF, np.float32(0))[None, None],
-                **self._past,
-            }
+            },
+            self._carry,
+            ("logits",),
         )
-        self._past = {name: outputs[name.replace("past.", "present.", 1)] for name in self._past}
         logits: NDArray[np.float32] = outputs["logits"][0]
         return logits

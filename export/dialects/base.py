@@ -55,7 +55,7 @@ class Dialect(ABC):
         """RMSNorm over the last axis in standard operators."""
         graph = self.graph
         square = graph.node("Mul", x, x)
-        mean = graph.node("ReduceMean", square, graph.ints(-1), keepdims=1)
+        mean = graph.reduce("ReduceMean", square, -1, keepdims=True)
         shifted = graph.node("Add", mean, graph.scalar(self.config.norm_eps))
         scaled = graph.node("Div", x, graph.node("Sqrt", shifted))
         return graph.node("Mul", scaled, weight)

@@ -16,6 +16,7 @@ from export.linear_forms import (
     block_linear,
     dynamic_int8_linear,
     float_linear,
+    half_linear,
     int8_per_channel,
     pack_blocks,
 )
@@ -40,6 +41,7 @@ def run(
     ("form", "tolerance"),
     [
         (float_linear, 1e-6),
+        (half_linear, 2e-3),
         (dynamic_int8_linear, 0.02),
         (block_linear(8), 0.01),
         (block_linear(4), 0.12),

@@ -18,7 +18,9 @@ from edge_atp.runtime.sessions.base import Candidate, Session, SessionOptions
 _INFRASTRUCTURE = frozenset({"base"})
 AUTO = "auto"
 # What `auto` prefers, best first; backends not named here follow in alphabetical order.
-_PREFERENCE = ("trt", "ort-trt", "ort-cuda", "ort-cpu")
+_PREFERENCE = ("trt", "ort-cuda", "ort-cpu")
+# Backends that run files built on the device beforehand.
+_NEED_ENGINES = frozenset({"trt"})
 
 
 def available() -> tuple[str, ...]:
@@ -38,11 +40,12 @@ def probe(name: str) -> Candidate:
     return result
 
 
-def choose(name: str) -> tuple[str, str]:
+def choose(name: str, *, has_engines: bool = False) -> tuple[str, str]:
     """Resolve a requested backend to one that can run, and the reason for the choice.
 
     Args:
         name: a backend's name or "auto".
+        has_engines: the model directory holds TensorRT engines; without, auto passes over trt.
     Raises:
         ConfigError: unknown name; the choices are listed.
         BackendUnavailableError: it cannot run here, and why. A named backend never falls back.
@@ -58,10 +61,13 @@ def choose(name: str) -> tuple[str, str]:
         return name, "requested"
     rejected: list[str] = []
     for candidate in probe_all():
-        if candidate.available:
+        if candidate.name in _NEED_ENGINES and candidate.available and not has_engines:
+            rejected.append(f"{candidate.name}: the model directory holds no engines")
+        elif candidate.available:
             skipped = f"; not {'; not '.join(rejected)}" if rejected else ""
             return candidate.name, f"auto chose {candidate.name}: {candidate.reason}{skipped}"
-        rejected.append(f"{candidate.name}: {candidate.reason}")
+        else:
+            rejected.append(f"{candidate.name}: {candidate.reason}")
     raise BackendUnavailableError(f"no backend can run here: {'; '.join(rejected)}")
 
 

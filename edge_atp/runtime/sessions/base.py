@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_atp.runtime.manifest import EngineSpec
+
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -20,12 +22,16 @@ class SessionOptions:
     num_threads: threads of one operator; 0 takes the physical cores this process may use.
     cache_dir: where the backend may keep what it derives from the graph on this machine
         (optimised graph, engines), outside the model directory; None for no cache.
-    graph_sha256: hash of the graph and its weights, the key into that cache.
+    graph_sha256: hash of the graph file.
+    engine, engine_path: what was built from the graph for this kind of device, where the
+        directory has that.
     """
 
     num_threads: int = 0
     cache_dir: Path | None = None
     graph_sha256: str = ""
+    engine: EngineSpec | None = None
+    engine_path: Path | None = None
 
 
 class StateBuffers(Protocol):
@@ -34,6 +40,24 @@ class StateBuffers(Protocol):
     @property
     def num_bytes(self) -> int:
         """Size of all buffers together."""
+
+
+class Carry(Protocol):
+    """Named device tensors that one run puts out and the next takes in."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of each of them now."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory they hold."""
+
+    def get(self, name: str) -> NDArray[Any]:
+        """The value of an input, copied to the host."""
+
+    def set(self, name: str, array: NDArray[Any]) -> None:
+        """Replace the value of an input."""
 
 
 class Session(Protocol):
@@ -59,6 +83,20 @@ class Session(Protocol):
         self, inputs: Mapping[str, NDArray[Any]], state: Any, outputs: tuple[str, ...]
     ) -> Arrays:
         """Run with ``state`` bound to its inputs and outputs; returns ``outputs`` by name."""
+
+    def allocate_carry(
+        self, aliases: Mapping[str, str], max_shape: tuple[int, ...], dtype: type[np.generic]
+    ) -> Carry:
+        """Empty tensors (axis 2 of length 0) for ``aliases``, growing up to ``max_shape``."""
+
+    def run_carrying(
+        self, inputs: Mapping[str, NDArray[Any]], carry: Any, outputs: tuple[str, ...]
+    ) -> Arrays:
+        """Run with the carried values; their successors stay on the device.
+
+        Returns:
+            ``outputs`` by name.
+        """
 
     def close(self) -> None:
         """Release the graph; the session cannot be used afterwards."""

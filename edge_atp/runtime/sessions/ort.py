@@ -93,6 +93,35 @@ class OrtState:
         return sum(int(value.tensor_size_in_bytes()) for value in self.values.values())
 
 
+class OrtCarry:
+    """Device tensors that one run puts out and the next takes in."""
+
+    def __init__(self, aliases: Mapping[str, str], device: str) -> None:
+        self.aliases = dict(aliases)
+        self.values: dict[str, Any] = {}
+        self._device = device
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of each of them now."""
+        return tuple(next(iter(self.values.values())).shape())
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory they hold."""
+        return sum(int(value.tensor_size_in_bytes()) for value in self.values.values())
+
+    def get(self, name: str) -> NDArray[Any]:
+        """The value of an input, copied to the host."""
+        value: NDArray[Any] = self.values[name].numpy()
+        return value
+
+    def set(self, name: str, array: NDArray[Any]) -> None:
+        """Replace the value of an input."""
+        copy = np.array(array, order="C")
+        self.values[name] = ort.OrtValue.ortvalue_from_numpy(copy, self._device, 0)
+
+
 class OrtSession:
     """One graph in ONNX Runtime; see ``sessions.base.Session``."""
 
@@ -143,6 +172,37 @@ class OrtSession:
                 binding.bind_output(name, "cpu")
             self._session.run_with_iobinding(binding)
             return dict(zip(outputs, self._fetch(binding, outputs), strict=True))
+        except Exception as error:
+            raise _inference_error(error) from error
+
+    def allocate_carry(
+        self, aliases: Mapping[str, str], max_shape: tuple[int, ...], dtype: type[np.generic]
+    ) -> OrtCarry:
+        """Empty device tensors; ONNX Runtime allocates each successor itself."""
+        carry = OrtCarry(aliases, self._device)
+        empty = np.zeros((*max_shape[:2], 0, *max_shape[3:]), dtype)
+        for name in aliases:
+            carry.set(name, empty)
+        return carry
+
+    def run_carrying(
+        self, inputs: Mapping[str, NDArray[Any]], carry: OrtCarry, outputs: tuple[str, ...]
+    ) -> Arrays:
+        """Run with the carried values; their successors stay on the device."""
+        try:
+            binding = self._session.io_binding()
+            for name, array in inputs.items():
+                binding.bind_cpu_input(name, array)
+            for name, output in carry.aliases.items():
+                binding.bind_ortvalue_input(name, carry.values[name])
+                binding.bind_output(output, self._device)
+            for name in outputs:
+                binding.bind_output(name, "cpu")
+            self._session.run_with_iobinding(binding)
+            results = binding.get_outputs()
+            carry.values = dict(zip(carry.aliases, results, strict=False))
+            fetched = results[len(carry.aliases) :]
+            return {n: value.numpy() for n, value in zip(outputs, fetched, strict=True)}
         except Exception as error:
             raise _inference_error(error) from error
 

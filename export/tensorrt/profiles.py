@@ -1,0 +1,90 @@
+"""The input shapes an engine is built for: smallest, typical and largest of each profile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edge_atp.errors import ArtifactError
+from edge_atp.runtime.manifest import GraphSpec, Manifest
+
+Shape = tuple[int, ...]
+
+# A question with its prompt around it.
+_TYPICAL_TEXT = 32
+# Graphs the runtime executes; selection stays on the host, where it takes 0.05 ms.
+ROLES = ("vision", "text", "project", "decoder")
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Smallest, typical and largest shape of one input."""
+
+    min: Shape
+    opt: Shape
+    max: Shape
+
+
+Profile = dict[str, Bounds]
+
+
+def profiles_for(graph: GraphSpec, manifest: Manifest) -> list[Profile]:
+    """Profiles of one graph; the decoder has prefill and decode, all others one.
+
+    Raises:
+        ArtifactError: the graph's dialect cannot become an engine.
+    """
+    if graph.role == "decoder":
+        if not graph.dialect.startswith("prim"):
+            raise ArtifactError(
+                f"the decoder is written in dialect {graph.dialect!r}, which TensorRT does not"
+                " read; export with --dialect prim18 (prim17 for TensorRT 8.6)"
+            )
+        return _decoder_profiles(graph, manifest)
+    ranges = {
+        "tokens": _text_range(manifest),
+        # Methods that merge patches hand in fewer than the encoder made.
+        "num_features": (1, manifest.vision.num_patches, manifest.vision.num_patches),
+        "num_kept": (1, _typical_kept(manifest), manifest.selection.keep_max),
+    }
+    return [_profile(graph, ranges)]
+
+
+def _decoder_profiles(graph: GraphSpec, manifest: Manifest) -> list[Profile]:
+    longest = manifest.llm.max_kv
+    prompt = min(longest, _typical_kept(manifest) + _TYPICAL_TEXT)
+    prefill = {
+        "tokens": (1, prompt, longest),
+        "past": (0, 0, longest - 1),
+        "total": (1, prompt, longest),
+    }
+    decode = {
+        "tokens": (1, 1, 1),
+        "past": (1, min(prompt, longest - 1), longest - 1),
+        "total": (2, min(prompt + 1, longest), longest),
+    }
+    # Decode first: the runtime takes the first profile that covers the shapes.
+    return [_profile(graph, decode), _profile(graph, prefill)]
+
+
+def _profile(graph: GraphSpec, ranges: dict[str, tuple[int, int, int]]) -> Profile:
+    result = {}
+    for tensor in graph.inputs:
+        unknown = [d for d in tensor.shape if isinstance(d, str) and d not in ranges]
+        if unknown:
+            raise ArtifactError(
+                f"graph {graph.role!r}, input {tensor.name!r}: no range is known for dimension"
+                f" {unknown[0]!r}"
+            )
+        sides = [ranges[d] if isinstance(d, str) else (d, d, d) for d in tensor.shape]
+        low, typical, high = (tuple(side[i] for side in sides) for i in range(3))
+        result[tensor.name] = Bounds(low, typical, high)
+    return result
+
+
+def _typical_kept(manifest: Manifest) -> int:
+    return max(1, round(manifest.vision.num_patches * manifest.selection.keep_ratio))
+
+
+def _text_range(manifest: Manifest) -> tuple[int, int, int]:
+    longest = manifest.text_tower.context_length if manifest.text_tower else 2
+    return (2, min(16, longest), longest)

@@ -1,0 +1,179 @@
+"""Building engines against a recording stand-in of each TensorRT version's bindings."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from fake_tensorrt import VERSIONS, FakeCuda, FakeTensorRT
+from tiny_checkpoints import PROMPT
+
+from edge_atp.errors import ArtifactError, BackendUnavailableError, OutOfMemoryError
+from edge_atp.runtime.model_dir import ModelDirectory
+from export import recipe
+from export.settings import ExportSettings
+from export.tensorrt.__main__ import main
+from export.tensorrt.recipe import build_engines
+from export.tensorrt.support import PARSERS, Finding, lint, topk_fits
+
+
+@pytest.fixture(scope="module")
+def exported(
+    checkpoint: Path, text_tower: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """The same model in each dialect and one half-precision export; read-only."""
+    result = {}
+    for name, changes in {
+        "ort-gqa": {"dialect": "ort-gqa"},
+        "prim17": {"dialect": "prim17"},
+        "prim18": {"dialect": "prim18"},
+        "fp16": {"dialect": "prim18", "precision": "fp16"},
+    }.items():
+        settings = ExportSettings(
+            checkpoint,
+            text_tower=str(text_tower),
+            prompt=PROMPT,
+            max_text_tokens=64,
+            max_kv=96,
+            parity_new_tokens=2,
+            **changes,
+        )
+        out = tmp_path_factory.mktemp(name) / "model"
+        with pytest.MonkeyPatch.context() as patch:
+            # Gates have tests of their own; these random weights flip tokens in 16 bits.
+            patch.setattr(recipe, "run_gates", lambda *args: {"gates": {}})
+            recipe.export_model(settings, out, progress=lambda step: None)
+        result[name] = out
+    return result
+
+
+def build(folder: Path, trt: FakeTensorRT, cuda: FakeCuda, workspace: int = 1 << 20):
+    return build_engines(
+        ModelDirectory.open(folder),
+        workspace_bytes=workspace,
+        optimization_level=4,
+        log=lambda line: None,
+        trt=trt,
+        cuda=cuda,
+    )
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_flags_follow_what_the_version_has(
+    exported: dict[str, Path], tmp_path: Path, version: str
+) -> None:
+    folder = shutil.copytree(exported["fp16"], tmp_path / "model")
+    trt = FakeTensorRT(version, FakeCuda())
+    built = build(folder, trt, trt.cuda)
+    flags = {call[1] for call in trt.calls if call[0] == "create_network"}
+    assert flags == {{"8.6.1": 1, "10.3.0": 3, "10.13.0": 3, "11.4.0": 0}[version]}
+    # Precision flags only where the network cannot be typed by the file itself.
+    assert (("set_flag", "fp16") in trt.calls) == (version == "8.6.1")
+    builds = [call[1:] for call in trt.calls if call[0] == "build"]
+    assert sorted(builds) == [
+        ("decoder.onnx", 2),
+        ("project.onnx", 1),
+        ("text.onnx", 1),
+        ("vision.onnx", 1),
+    ]
+    assert ("set_memory_pool_limit", "workspace", 1 << 20) in trt.calls
+    assert {e.tensorrt_version for e in built.manifest.engines} == {version}
+    assert {e.compute_capability for e in built.manifest.engines} == {"8.7"}
+
+
+def test_timing_cache_is_kept_between_builds(exported: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(exported["prim18"], tmp_path / "model")
+    trt = FakeTensorRT("10.3.0", FakeCuda())
+    build(folder, trt, trt.cuda)
+    contents = [call[1] for call in trt.calls if call[0] == "create_timing_cache"]
+    assert contents == [b"", b"timings", b"timings", b"timings"]
+
+
+def test_decoder_profiles_cover_decode_and_prefill(
+    exported: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(exported["prim18"], tmp_path / "model")
+    trt = FakeTensorRT("10.3.0", FakeCuda())
+    built = build(folder, trt, trt.cuda)
+    decoder = next(e for e in built.manifest.engines if e.role == "decoder")
+    assert decoder.profiles["0"]["inputs_embeds"] == [[1, 1, 64]] * 3
+    low, typical, high = decoder.profiles["1"]["inputs_embeds"]
+    assert (low, high) == ([1, 1, 64], [1, 96, 64])
+    assert typical == [1, 8 + 32, 64]
+    assert decoder.profiles["1"]["past.0.key"][0] == [1, 2, 0, 16]
+
+
+def test_too_little_memory_is_said_before_building(
+    exported: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(exported["prim18"], tmp_path / "model")
+    trt = FakeTensorRT("10.3.0", FakeCuda(free=1 << 20))
+    with pytest.raises(OutOfMemoryError, match=r"needs about \d+ MB.*--workspace-mb"):
+        build(folder, trt, trt.cuda, workspace=64 << 20)
+    assert trt.calls == []
+
+
+@pytest.mark.parametrize(
+    ("refuse", "error", "message"),
+    [
+        ("parse", ArtifactError, r"cannot read .*vision.onnx: unsupported node number 0"),
+        ("build", OutOfMemoryError, r"could not build vision.onnx.*--workspace-mb"),
+    ],
+)
+def test_refusals_leave_the_directory_as_it_was(
+    exported: dict[str, Path],
+    tmp_path: Path,
+    refuse: str,
+    error: type[Exception],
+    message: str,
+) -> None:
+    folder = shutil.copytree(exported["prim18"], tmp_path / "model")
+    trt = FakeTensorRT("10.3.0", FakeCuda(), refuse=refuse)
+    with pytest.raises(error, match=message):
+        build(folder, trt, trt.cuda)
+    assert ModelDirectory.open(folder).manifest.engines == ()
+
+
+def test_a_dialect_that_tensorrt_cannot_read(exported: dict[str, Path]) -> None:
+    trt = FakeTensorRT("10.3.0", FakeCuda())
+    with pytest.raises(ArtifactError, match=r"'ort-gqa'.*--dialect prim18"):
+        build(exported["ort-gqa"], trt, trt.cuda)
+
+
+def test_without_tensorrt_it_says_where_to_run(exported: dict[str, Path]) -> None:
+    try:
+        import tensorrt  # noqa: F401
+
+        pytest.skip("tensorrt is installed here")
+    except ImportError:
+        pass
+    with pytest.raises(BackendUnavailableError, match="run this on the device"):
+        build(exported["prim18"], None, FakeCuda())
+
+
+def test_linter_on_every_dialect(exported: dict[str, Path]) -> None:
+    """prim17 suits all versions, prim18 those after 8.6, ort-gqa none; only because of that."""
+    old, new = PARSERS
+    for graph in ("vision", "text", "project", "decoder", "select_atp"):
+        file = f"{graph}.onnx"
+        assert lint(exported["prim17"] / file, old) == []
+        assert lint(exported["prim17"] / file, new) == []
+        assert lint(exported["prim18"] / file, new) == []
+        assert lint(exported["fp16"] / file, new) == []
+        assert lint(exported["prim18"] / file, old) == [
+            Finding("", "opset 18 of the default domain; 17 at most")
+        ]
+    found = {f.problem for f in lint(exported["ort-gqa"] / "decoder.onnx", new)}
+    assert "operator com.microsoft.GroupQueryAttention is no standard operator" in found
+
+
+def test_check_command(exported: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(exported["prim17"]), "--check"]) == 0
+    assert main([str(exported["ort-gqa"]), "--check"]) == 1
+    assert "TensorRT 8.6" in capsys.readouterr().err
+
+
+def test_topk_limit() -> None:
+    assert topk_fits(2880)
+    assert not topk_fits(3840)
