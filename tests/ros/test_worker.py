@@ -120,8 +120,21 @@ def test_an_error_does_not_end_the_thread(worker, log):
     wait_until(lambda: "good" in log.served)
 
 
-def make_intake() -> Intake:
-    return Intake(("left", "right"), lambda names: 0)
+def make_intake(dropped: dict[str, int] | None = None) -> Intake:
+    counts = dropped or {"left": 0, "right": 0}
+    return Intake(("left", "right"), lambda: dict(counts))
+
+
+def test_dropped_frames_are_counted_per_question_on_its_own_cameras():
+    dropped = {"left": 10, "right": 20}
+    intake = make_intake(dropped)
+    message = QueryMessage(query_id="a", text="x", cameras=["left"])
+    first = intake.accept(message, intake.identify(message), 0.0, 48)
+    dropped["left"], dropped["right"] = 13, 99
+    assert intake.answered(first) == 3
+    dropped["left"] = 15
+    again = intake.accept(message, intake.identify(message), 0.0, 48)
+    assert intake.answered(again) == 2, "counted from the previous answer"
 
 
 def test_an_empty_id_is_replaced_by_a_unique_one():

@@ -49,6 +49,9 @@ class NodeSettings:
         "image topic of each camera; <topic>/compressed is its CompressedImage",
     )
     transport: str = _setting(BOTH, f"which images to subscribe to: {', '.join(TRANSPORTS)}")
+    camera_depth: int = _setting(
+        20, "images that DDS keeps per camera while the node is busy; the newest wins", 1, 100
+    )
     max_frame_age: float = _setting(
         0.0, "oldest frame answered about, seconds by the ROS clock; 0: any age", 0.0, 86400.0
     )

@@ -11,8 +11,8 @@ import threading
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from edge_atp_msgs.msg import Query as QueryMessage
 
@@ -34,7 +34,7 @@ class Question:
     max_frame_age_s, deadline_s: 0 means no limit.
     priority: higher is served first.
     sequence: number of this question among those of the same id.
-    dropped_before: frames its cameras had dropped when counting began.
+    dropped_before: frames that each camera had dropped when counting began.
     """
 
     query: Query
@@ -44,7 +44,7 @@ class Question:
     deadline_s: float = 0.0
     priority: int = 0
     sequence: int = 0
-    dropped_before: int = 0
+    dropped_before: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def query_id(self) -> str:
@@ -63,13 +63,13 @@ class Intake:
 
     Args:
         cameras: names of the node's cameras.
-        dropped: frames dropped so far by the named cameras.
+        dropped: frames that each camera has dropped so far.
     """
 
-    def __init__(self, cameras: Sequence[str], dropped: Callable[[Sequence[str]], int]) -> None:
+    def __init__(self, cameras: Sequence[str], dropped: Callable[[], Mapping[str, int]]) -> None:
         self._cameras = tuple(cameras)
         self._dropped = dropped
-        self._past: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        self._past: OrderedDict[str, tuple[int, Mapping[str, int]]] = OrderedDict()
         self._lock = threading.Lock()
         # A restarted node must not hand out the ids of its predecessor again.
         self._prefix = uuid.uuid4().hex[:6]
@@ -79,9 +79,9 @@ class Intake:
         """A question with an id, valid or not, so that even a refusal can be joined to it."""
         query_id = message.query_id or f"{self._prefix}-{next(self._numbers)}"
         query_id = query_id[:_MAX_ID_CHARS]
-        dropped = self._dropped(self._cameras)
+        now = self._dropped()
         with self._lock:
-            sequence, dropped = self._past.get(query_id, (0, dropped))
+            sequence, dropped = self._past.get(query_id, (0, now))
             self._remember(query_id, sequence + 1, dropped)
         return Question(
             query=Query(text=message.text, query_id=query_id),
@@ -124,13 +124,14 @@ class Intake:
 
     def answered(self, question: Question) -> int:
         """Frames its cameras dropped since counting began for it; counting starts anew."""
-        dropped = self._dropped(self._cameras)
+        now = self._dropped()
         with self._lock:
             if question.query_id in self._past:
-                self._past[question.query_id] = (self._past[question.query_id][0], dropped)
-        return max(0, dropped - question.dropped_before)
+                self._past[question.query_id] = (self._past[question.query_id][0], now)
+        before = question.dropped_before
+        return sum(now[name] - before.get(name, now[name]) for name in question.cameras)
 
-    def _remember(self, query_id: str, sequence: int, dropped: int) -> None:
+    def _remember(self, query_id: str, sequence: int, dropped: Mapping[str, int]) -> None:
         self._past[query_id] = (sequence, dropped)
         self._past.move_to_end(query_id)
         while len(self._past) > _REMEMBERED_IDS:

@@ -59,7 +59,7 @@ class VlmNode(LifecycleNode):
             self.destroy_node()
             raise StartError(str(error)) from error
         node = self._settings.node
-        self._cameras = Cameras(node.cameras, node.camera_topics, node.transport)
+        self._cameras = Cameras(node.cameras, node.camera_topics, node.transport, node.camera_depth)
         self._intake = Intake(node.cameras, self._cameras.dropped)
         self._outputs: Outputs | None = None
         self._answerer: Answerer | None = None
@@ -247,6 +247,7 @@ class VlmNode(LifecycleNode):
     def _report(self) -> Report:
         loaded = self._answerer.loaded if self._answerer else None
         return Report(
+            # rclpy has no public name for it, in Humble and in Jazzy.
             state=self._state_machine.current_state[1],
             backend=loaded.pipeline.engine.backend if loaded else "",
             waiting=len(self._worker) if self._worker else 0,
