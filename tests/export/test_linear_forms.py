@@ -78,5 +78,5 @@ def test_four_bit_codes_by_hand() -> None:
 def test_precision_of_another_dialect_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"int8 needs dialect ort-gqa, not prim18"):
         get_precision("int8", "prim18")
-    with pytest.raises(ConfigError, match=r"'int3'.*fp32, int8"):
+    with pytest.raises(ConfigError, match=r"'int3'.*fp32, fp16, int8"):
         get_precision("int3", "ort-gqa")
