@@ -6,6 +6,7 @@ gives the same pixels with the same GL driver. Not thread-safe: one renderer a p
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +44,10 @@ class RenderedFrame:
 def _import_mujoco() -> Any:
     os.environ.setdefault("MUJOCO_GL", "osmesa")
     os.environ.setdefault("LP_NUM_THREADS", "1")
+    # OSMesa and Triton (which torch loads late) each bring an LLVM; loaded in this order they live
+    # together, in the other order loading Triton crashes the process.
+    with contextlib.suppress(ImportError):
+        import triton  # noqa: F401
     try:
         import mujoco
         from mujoco.gl_context import GLContext  # noqa: F401

@@ -139,7 +139,7 @@ class LanguageStage:
         if self.name == "joint":
             output = self.encode(model, pixels, None)
             vision, log = vision_losses(model, heads, batch.vision, output)
-            total = 0.3 * vision
+            total = 0.5 * vision
         else:
             with torch.no_grad():
                 output = self.encode(model, pixels, None)
