@@ -129,8 +129,8 @@ def test_ties_go_to_the_lowest_index(variant: str, value: float) -> None:
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
 @pytest.mark.parametrize("variant", BY_VALUE)
 def test_of_equal_tokens_the_lower_goes_first(variant: str, backend: str) -> None:
-    # 201 tokens, 1024 wide: float32 matrix products with ragged edges, where blocked kernels give
-    # equal rows different last bits.
+    # 201 tokens, 1024 wide: float32 products with ragged edges, where a BLAS may give equal rows
+    # different last bits.
     half = make_signals(rows=1, cols=67, width=1016, seed=4)
     doubled = map_arrays(half, lambda array: array)
     per_patch = ("patch_features", "image_embeds", "patch_embeds", "patch_keys")
