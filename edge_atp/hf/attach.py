@@ -180,6 +180,8 @@ def _install_calls(
     def generate(original: Any, *args: Any, question: Any = None, **kwargs: Any) -> Any:
         nonlocal in_generate
         given = _arguments(original, args, kwargs)
+        if handle._parts.decoder is not None:
+            _refuse_chunks(given)
         ids = given.get("input_ids", given.get("inputs"))
         state = None if entrance is None else entrance.state(kwargs.get("past_key_values"))
         if entrance is not None and state is not None and ids is not None:
@@ -212,6 +214,16 @@ def _install_calls(
     installation.wrap(host.model, "generate", generate)
     installation.before(host.model, refuse_labels)
     installation.before(host.inner, learn_prompt)
+
+
+def _refuse_chunks(given: dict[str, Any]) -> None:
+    config = given.get("generation_config")
+    chunk = given.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
+    if chunk is not None:
+        raise ConfigError(
+            f"prefill_chunk_size is {chunk}; methods inside the language model rank visual tokens"
+            " by the end of the prompt, which an earlier chunk does not hold: set it to None"
+        )
 
 
 def _arguments(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

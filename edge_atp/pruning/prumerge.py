@@ -91,6 +91,8 @@ class Method(Pruner):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("patch_features", "cls_attention", "patch_keys")
+    # Keys and CLS row of the encoder's last layer; a host reads this when it has a choice.
+    attention_layer: ClassVar[int] = -1
 
     adaptive: bool = False
     plus: bool = False

@@ -66,6 +66,8 @@ class Method(Pruner):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("patch_features", "cls_attention", "patch_keys")
+    # The published code compares keys averaged over heads; a host reads this when it has a choice.
+    mean_keys: ClassVar[bool] = True
 
     contextual_ratio: float = CONTEXTUAL_RATIO
     keep_cls: bool = False

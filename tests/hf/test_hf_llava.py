@@ -7,7 +7,7 @@ import torch
 
 import edge_atp.hf
 from edge_atp.errors import ConfigError, InvalidQueryError, MissingSignalError, ShapeError
-from edge_atp.pruning import load
+from edge_atp.pruning import available, load
 
 QUESTIONS = ["is there a red box?", "what is in front of the forklift, and how many pallets?"]
 
@@ -97,6 +97,111 @@ def test_every_method_decodes_from_its_own_selection(model, attach):
             embeds, visual = ref.dense_embeds(model, inputs, index, projected[index], tiny.IMAGE_ID)
             want = ref.greedy(model, embeds[ref.keep_mask(visual, kept)])
             assert torch.equal(got[index], want), name
+
+
+@pytest.mark.filterwarnings("ignore::edge_atp.pruning.trimtokenator.TextBlindWarning")
+@pytest.mark.parametrize("name", available(site="post_encoder"))
+def test_every_interface_method_reaches_the_language_model(model, attach, name):
+    """Merged tokens too: what the prompt holds is what the method returned, in its order."""
+    inputs = batch()
+    _, projected, _, _ = encode(model, inputs["pixel_values"])
+    handle = attach(name, 4)
+    got = ref.generate(model, inputs)
+    edge_atp.hf.detach(model)
+    for index in range(2):
+        selection = handle.last_selections[index][0]
+        rows = projected[index][selection.kept_indices]
+        if selection.merged is not None:
+            in_features = selection.merged.shape[-1] == tiny.VISION["hidden_size"]
+            with torch.no_grad():
+                merged = selection.merged
+                rows = model.model.multi_modal_projector(merged) if in_features else merged
+        ids = inputs["input_ids"][index][inputs["attention_mask"][index].bool()]
+        visual = (ids == tiny.IMAGE_ID).nonzero()[:, 0]
+        text = model.get_input_embeddings()(ids).detach()
+        embeds = torch.cat((text[: visual[0]], rows, text[visual[-1] + 1 :]))
+        assert torch.equal(got[index], ref.greedy(model, embeds)), name
+
+
+@torch.no_grad()
+def test_keys_and_attention_layer_are_those_the_method_asks_for(model, attach, monkeypatch):
+    inputs = batch(QUESTIONS[:1])
+    output = encode(model, inputs["pixel_values"])[3]
+    seen = {}
+    for name, layer in (("visionzip", 2), ("prumerge", 3)):
+        method = type(load(name))
+        select = method._select
+        monkeypatch.setattr(
+            method, "_select", lambda self, s, k, /, f=select: seen.update(s=s) or f(self, s, k)
+        )
+        attach(name, 4)
+        ref.generate(model, inputs, steps=1)
+        edge_atp.hf.detach(model)
+        block = model.model.vision_tower.encoder.layers[layer]
+        normed = block.layer_norm1(output.hidden_states[layer])
+        keys = block.self_attn.k_proj(normed)[0, 1:]
+        keys = keys.unflatten(-1, (4, 8)).mean(1) if name == "visionzip" else keys
+        torch.testing.assert_close(seen["s"].patch_keys, keys)
+        want = output.attentions[layer][0, :, 0, 1:]
+        torch.testing.assert_close(seen["s"].cls_attention, want)
+
+
+def test_visionzip_can_keep_cls(model, attach):
+    inputs = batch(QUESTIONS[:1])
+    output = encode(model, inputs["pixel_values"])[3]
+    handle = attach("visionzip", 4, keep_cls=True)
+    ref.generate(model, inputs, steps=1)
+    selection = handle.last_selections[0][0]
+    assert len(selection.kept_indices) == 3
+    torch.testing.assert_close(selection.merged[0], output.hidden_states[3][0, 0])
+
+
+@pytest.mark.parametrize("policy", ["compact", "original"])
+def test_chunked_prefill(model, attach, policy):
+    inputs = batch(QUESTIONS[1:])
+    handle = attach("cls_topk", 8, position_policy=policy)
+    want = ref.generate(model, inputs)
+    assert torch.equal(ref.generate(model, inputs, prefill_chunk_size=20), want)
+    edge_atp.hf.detach(model)
+    kept = handle.last_selections[0][0].kept_indices
+    attach("cls_topk", 1)
+    with pytest.raises(ConfigError, match=r"raise prefill_chunk_size"):
+        ref.generate(model, inputs, prefill_chunk_size=2)
+    edge_atp.hf.detach(model)
+    attach("fastv", 5, layer=2)
+    with pytest.raises(ConfigError, match=r"prefill_chunk_size is 20; methods inside"):
+        ref.generate(model, inputs, prefill_chunk_size=20)
+    assert len(kept) == 8
+
+
+def test_layers_see_no_position_ids_with_gaps(model, attach):
+    """Flash attention would take a gap for the boundary of a packed sequence."""
+    seen = []
+    attach("cls_topk", 6, position_policy="original")
+    hook = model.model.language_model.layers[1].self_attn.register_forward_pre_hook(
+        lambda _m, _a, kwargs: seen.append(kwargs["position_ids"]), with_kwargs=True
+    )
+    ref.generate(model, batch(), steps=2)
+    hook.remove()
+    assert seen == [None, None]
+
+
+def test_half_precision(tower):
+    model = tiny.llava().to(torch.bfloat16)
+    inputs = batch()
+    inputs["pixel_values"] = inputs["pixel_values"].to(torch.bfloat16)
+    want = ref.generate(model, inputs)
+    for name, options in (
+        ("atp", {}),
+        ("visionzip", {}),
+        ("fastv", {"layer": 2}),
+        ("tome", {"num_layers": 3}),
+        ("ivtp", {"group_size": 2, "encoder_layers": 4, "llm_layers": 2}),
+    ):
+        edge_atp.hf.attach(model, tiny.TOKENIZER, name, 5, text_tower=tower, **options)
+        assert ref.generate(model, inputs).shape == want.shape
+        edge_atp.hf.detach(model)
+    assert torch.equal(ref.generate(model, inputs), want)
 
 
 def test_atp_scores_follow_the_paper(model, attach, tower):

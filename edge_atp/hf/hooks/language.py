@@ -65,6 +65,9 @@ class LanguageEntrance:
         """Register the hooks."""
         installation.before(self._host.inner, self._before_inner)
         installation.before(self._host.language_model, self._before_language_model)
+        if self._policy == "original":
+            for layer in self._host.layers:
+                installation.before(layer, self._hide_position_ids)
 
     def state(self, cache: Any) -> CacheState | None:
         """The state of a cache, None when it is new."""
@@ -114,7 +117,12 @@ class LanguageEntrance:
         self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Cut the visual tokens that pruning dropped."""
-        embeds = kwargs["inputs_embeds"]
+        embeds = kwargs.get("inputs_embeds")
+        if embeds is None:
+            raise ConfigError(
+                "the language model was called with input_ids; call the whole model while visual"
+                " tokens are pruned, or edge_atp.hf.detach(model) first"
+            )
         cache = kwargs.get("past_key_values")
         _check_cache(cache)
         state = self.state(cache)
@@ -128,6 +136,10 @@ class LanguageEntrance:
         pruned = state is not None and bool((state.dropped > 0).any())
         dropped = state.dropped if state is not None else new_valid.new_zeros((batch, 1)).long()
         if length > 1 and not bool(keep.all()):
+            if not bool(keep.any(1).all()):
+                raise ConfigError(
+                    "a prefill chunk holds no kept token of some prompt; raise prefill_chunk_size"
+                )
             cut = RowCut.from_mask(keep)
             positions = self._positions(kwargs, keep, dropped, seen)
             kwargs = {
@@ -146,6 +158,18 @@ class LanguageEntrance:
         self.step = Step(visual, valid, cache, pruned)
         if cache is not None:
             self._states[cache] = CacheState(seen + length, valid.shape[1], valid, dropped)
+        return args, kwargs
+
+    def _hide_position_ids(
+        self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Leave the layers only the rotary angles, which carry the positions.
+
+        Flash attention takes gaps in the ids for boundaries of packed sequences.
+        """
+        gaps = self.step is not None and self.step.pruned
+        if gaps and kwargs.get("position_embeddings") is not None:
+            kwargs["position_ids"] = None
         return args, kwargs
 
     def _positions(
