@@ -68,6 +68,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--robustness-limit", type=int, default=200, metavar="N", help="images there (default 200)"
     )
     parser.add_argument("--resume", action="store_true", help="go on with what --out holds")
+    parser.add_argument(
+        "--baseline",
+        type=Path,
+        metavar="DIR",
+        help="--out of an earlier run on the same data set; adds paired differences to it",
+    )
     parser.add_argument("--processes", type=int, default=1, help="worker processes (default 1)")
     parser.add_argument("--threads", type=int, default=0, help="backend threads per process")
     parser.add_argument(
@@ -123,6 +129,7 @@ def run(args: argparse.Namespace) -> int:
         processes=args.processes,
         max_seconds=60.0 * args.max_minutes,
         resume=args.resume,
+        baseline=args.baseline,
         plots=not args.no_plots,
     )
     console = table_console()

@@ -67,7 +67,7 @@ class RecordFile:
         run = json.loads(json.dumps(run))  # as it reads back: tuples are lists
         path.parent.mkdir(parents=True, exist_ok=True)
         if resume and path.exists():
-            end, self.finished = _read(path, run)
+            end, self.finished = _read_same_run(path, run)
             with path.open("r+b") as file:
                 file.truncate(end)
             self._file = path.open("a", encoding="utf-8")
@@ -102,21 +102,40 @@ class RecordFile:
         self._file.flush()
 
 
-def _read(path: Path, run: dict[str, Any]) -> tuple[int, list[FinishedTask]]:
-    """Bytes up to the last complete line, and the tasks of those lines."""
-    content = path.read_bytes()
-    end = content.rfind(b"\n") + 1
-    lines = content[:end].split(b"\n")[:-1]
-    if not lines:
-        return 0, []
-    found = _parse(path, 1, lines[0]).get("run")
-    if found != run:
-        differing = [k for k in run if not isinstance(found, dict) or found.get(k) != run[k]]
+def read_records(path: Path) -> tuple[dict[str, Any], list[Record]]:
+    """What identifies an earlier run, and its records.
+
+    Raises:
+        DatasetError: there is no such file, or it is damaged.
+    """
+    try:
+        _, run, tasks = _read(path)
+    except OSError as error:
+        raise DatasetError(f"{path}: {error.strerror}; give the --out of an evaluation") from error
+    return run, [record for task in tasks for record in task.records]
+
+
+def _read_same_run(path: Path, run: dict[str, Any]) -> tuple[int, list[FinishedTask]]:
+    end, found, tasks = _read(path)
+    if end and found != run:
+        differing = [name for name in run if found.get(name) != run[name]]
         raise DatasetError(
             f"{path} belongs to another run (differs in {', '.join(differing) or 'its fields'});"
             " resume with the same options, or choose another --out"
         )
-    return end, [_task(path, number, line) for number, line in enumerate(lines[1:], start=2)]
+    return end, tasks
+
+
+def _read(path: Path) -> tuple[int, dict[str, Any], list[FinishedTask]]:
+    """Bytes up to the last complete line, what identifies the run, and the finished tasks."""
+    content = path.read_bytes()
+    end = content.rfind(b"\n") + 1
+    lines = content[:end].split(b"\n")[:-1]
+    if not lines:
+        return 0, {}, []
+    run = _parse(path, 1, lines[0]).get("run")
+    tasks = [_task(path, number, line) for number, line in enumerate(lines[1:], start=2)]
+    return end, run if isinstance(run, dict) else {}, tasks
 
 
 def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from edge_atp import __version__
 from edge_atp.config import PipelineConfig
 from edge_atp.errors import ConfigError, DatasetError
 from edge_atp.evaluation.arms import Arm, plan_arms
+from edge_atp.evaluation.baseline import against_baseline, read_baseline
 from edge_atp.evaluation.conditions import Condition, robustness_conditions
 from edge_atp.evaluation.dataset import LabelledDataset, file_sha256
 from edge_atp.evaluation.failures import find_failures, write_failure_sheet
@@ -35,6 +36,8 @@ from edge_atp.runtime.manifest import FILE_NAME
 from edge_atp.runtime.model_dir import ModelDirectory
 from edge_atp.types import PatchGrid
 
+RECORDS_FILE = "records.jsonl"
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -49,6 +52,8 @@ class Settings:
     robustness_methods: asked there beside dense.
     robustness_limit: images there.
     processes, max_seconds, resume: how to run.
+    baseline: results folder of an earlier run on the same data set, such as that of another
+        precision; None for none.
     plots: write pictures.
     """
 
@@ -65,6 +70,7 @@ class Settings:
     processes: int = 1
     max_seconds: float = 0.0
     resume: bool = False
+    baseline: Path | None = None
     plots: bool = True
 
 
@@ -79,6 +85,9 @@ def evaluate(settings: Settings, console: Console) -> dict[str, Any]:
     if settings.plots:
         new_figure(1.0, 1.0)  # a missing plotting library is an error now, not after hours
     dataset, directory = open_both(settings)
+    earlier = None
+    if settings.baseline:
+        earlier = read_baseline(settings.baseline / RECORDS_FILE, dataset)
     num_patches = directory.manifest.vision.num_patches
     keeps = [keep for keep in settings.keeps if keep <= num_patches]
     methods = settings.methods or _every_method(settings, console)
@@ -95,6 +104,11 @@ def evaluate(settings: Settings, console: Console) -> dict[str, Any]:
         settings, dataset, directory, arms, conditions=conditions, disturbed_arms=disturbed_arms
     )
     summary = summarise(dataset, records, arms, disturbed_arms, seed=settings.config.seed)
+    if earlier is not None:
+        names = [arm.name for arm in arms]
+        summary["minus_baseline"] = against_baseline(
+            dataset, records, earlier, names, seed=settings.config.seed
+        )
     summary["run"] = describe_run(settings, dataset, directory, complete)
     write_json(settings.out / "summary.json", summary)
     print_summary(summary, console)
@@ -131,7 +145,7 @@ def answer_all(
     *,
     conditions: tuple[Condition, ...] = (),
     disturbed_arms: tuple[Arm, ...] = (),
-    records_name: str = "records.jsonl",
+    records_name: str = RECORDS_FILE,
 ) -> tuple[list[Record], bool]:
     """Ask everything; returns the records and whether the time cap left nothing out."""
     tasks = plan_tasks(

@@ -37,6 +37,8 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     console.print(_families(arms))
     if summary["paired"]:
         console.print(_paired(summary["paired"], first=_first_method(arms)))
+    if summary.get("minus_baseline"):
+        console.print(_baseline(summary["minus_baseline"]))
     if summary["robustness"]:
         console.print(_robustness(summary["robustness"]))
 
@@ -99,6 +101,13 @@ def _paired(paired: dict[str, dict[str, Any]], first: str) -> Table:
     for pair, entry in paired.items():
         if pair.startswith((f"{first}@", f"{first}[")):
             table.add_row(escape(pair), _interval(entry), f"{entry['p_value']:.4f}")
+    return table
+
+
+def _baseline(differences: dict[str, dict[str, Any]]) -> Table:
+    table = _table("arm", "difference", "p", title="minus the baseline, exact match, points")
+    for name, entry in differences.items():
+        table.add_row(escape(name), _interval(entry), f"{entry['p_value']:.4f}")
     return table
 
 

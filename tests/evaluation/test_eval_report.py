@@ -13,6 +13,7 @@ from rich.console import Console
 from edge_atp.cli import main
 from edge_atp.errors import ConfigError, DatasetError
 from edge_atp.evaluation.arms import Arm, dense_arm
+from edge_atp.evaluation.baseline import against_baseline
 from edge_atp.evaluation.conditions import robustness_conditions
 from edge_atp.evaluation.dataset import LabelledDataset
 from edge_atp.evaluation.defaults import Candidate, decide
@@ -96,6 +97,17 @@ def test_robustness_is_paired_with_the_same_questions_clean(summary):
 
 def test_summary_is_plain_json(summary):
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+
+
+def test_a_baseline_is_compared_on_the_questions_of_both(squares_dataset, records):
+    before = made_up(squares_dataset, {"atp@4": {2, 5, 8, 4}})[:-3]  # the last image is missing
+    found = against_baseline(squares_dataset, records, before, ["dense", "atp@4", "atp@2"])
+    # Ten short questions of five images: now wrong on 2 and 5, before on 8 and 4 as well.
+    assert found["atp@4"]["value"] == pytest.approx(2 / 10)
+    assert found["atp@4"]["count"] == 10
+    assert found["dense"]["value"] == pytest.approx(-1 / 10)
+    assert set(found) == {"dense", "atp@4"}
+    assert against_baseline(squares_dataset, records, [], ["dense"]) == {}
 
 
 def test_no_record_is_no_number(squares_dataset):
@@ -201,6 +213,13 @@ def test_the_command_writes_the_whole_report(tmp_path, squares, tiny_model, caps
     assert main([*arguments, *robust, "--resume", "--no-plots"]) == 0
     again = json.loads((out / "summary.json").read_text())
     assert again["arms"] == summary["arms"]
+    # The run is its own baseline.
+    assert main([*arguments, *robust, "--resume", "--no-plots", "--baseline", str(out)]) == 0
+    same = json.loads((out / "summary.json").read_text())["minus_baseline"]
+    assert set(same) == set(summary["arms"])
+    assert all(entry["value"] == 0.0 for entry in same.values())
+    assert main([*arguments, "--resume", "--baseline", str(tmp_path)]) == 2
+    assert "give the --out of an evaluation" in capsys.readouterr().err
 
 
 def test_the_command_names_the_bad_line(squares, tiny_model, tmp_path, capsys):
