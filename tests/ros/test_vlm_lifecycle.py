@@ -127,7 +127,7 @@ def test_every_cycle_of_transitions_serves_again_and_nothing_is_lost(client, sta
     assert "Traceback" not in process.output()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_in_the_middle_of_answers_ends_the_node_in_order(client, start_process, number):
     process = start_process([*NODE, "-p", "autostart:=true"])
     process.wait_for("active: cameras")
@@ -168,6 +168,20 @@ def test_a_node_that_cannot_start_says_why_and_exits(start_process, parameter, r
 
     assert process.wait() == 1
     assert reason in process.output()
+    assert "Traceback" not in process.output()
+
+
+def test_without_the_core_library_it_names_the_interpreter(start_process, tmp_path):
+    """As when the workspace was built with a Python that does not hold the core."""
+    (tmp_path / "edge_atp.py").write_text("raise ModuleNotFoundError(name='edge_atp')\n")
+    program = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r});"
+        "from edge_atp_ros.vlm_node import main; sys.exit(main())"
+    )
+    process = start_process([sys.executable, "-c", program])
+
+    assert process.wait() == 1
+    assert f"edge_atp is not installed for {sys.executable}" in process.output()
     assert "Traceback" not in process.output()
 
 

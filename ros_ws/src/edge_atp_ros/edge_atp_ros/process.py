@@ -15,12 +15,16 @@ from typing import Any
 _POLL_S = 0.1
 
 
+class StartError(Exception):
+    """A node cannot start; the message says why and what to do."""
+
+
 class StopRequest:
-    """True once SIGINT or SIGTERM has arrived."""
+    """True once SIGINT, SIGTERM or SIGHUP has arrived."""
 
     def __init__(self) -> None:
         self._requested = False
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._request)
 
     def __bool__(self) -> bool:
@@ -42,6 +46,20 @@ def run_node(create: Callable[[], Any], args: Sequence[str] | None = None) -> in
         The exit code: 0 after a signal or the node's own end, 1 if the node could not start.
     """
     stop = StopRequest()
+    try:
+        return _run(create, args, stop)
+    except StartError as error:
+        reason = str(error)
+    except ModuleNotFoundError as error:
+        reason = (
+            f"{error.name} is not installed for {sys.executable}; install it there, or build and"
+            " start the nodes with the interpreter that has it (scripts/with_ros in a checkout)"
+        )
+    print(f"cannot start: {reason}", file=sys.stderr)
+    return 1
+
+
+def _run(create: Callable[[], Any], args: Sequence[str] | None, stop: StopRequest) -> int:
     import rclpy
     from rclpy.executors import SingleThreadedExecutor
     from rclpy.signals import SignalHandlerOptions
@@ -49,8 +67,7 @@ def run_node(create: Callable[[], Any], args: Sequence[str] | None = None) -> in
     try:
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     except Exception as error:  # RCLError, which rclpy keeps in a private module
-        print(f"cannot start: {error}", file=sys.stderr)
-        return 1
+        raise StartError(str(error)) from error
     node = None
     try:
         node = create()
@@ -61,14 +78,7 @@ def run_node(create: Callable[[], Any], args: Sequence[str] | None = None) -> in
         while not stop and not getattr(node, "finished", False):
             executor.spin_once(timeout_sec=_POLL_S)
         return getattr(node, "exit_code", 0)
-    except StartError as error:
-        print(f"cannot start: {error}", file=sys.stderr)
-        return 1
     finally:
         if node is not None:
             node.destroy_node()
         rclpy.shutdown()
-
-
-class StartError(Exception):
-    """A node cannot start; the message says why and what to do."""
