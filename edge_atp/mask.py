@@ -77,12 +77,13 @@ def _stretch(kept: NDArray[np.bool_], grid: PatchGrid, region: SourceRegion) -> 
 
 def _caption_bar(caption: str, width: int) -> NDArray[np.uint8]:
     scale = max(0.4, width / 1100)
-    (letter_width, letter_height), _ = cv2.getTextSize("n", _FONT, scale, 1)
+    (letter_width, _), _ = cv2.getTextSize("n", _FONT, scale, 1)
+    (_, height), baseline = cv2.getTextSize("Ag", _FONT, scale, 1)
     per_line = max(8, int((width - 16) / (letter_width * 1.05)))
     lines = [part for line in caption.split("\n") for part in textwrap.wrap(line, per_line)]
-    line_height = int(letter_height * 2.6) + 4
-    bar = np.full((line_height * len(lines) + 10, width, 3), 24, dtype=np.uint8)
+    line_height = height + baseline + 4
+    bar = np.full((line_height * len(lines) + 8, width, 3), 24, dtype=np.uint8)
     for number, line in enumerate(lines):
-        baseline = (8, line_height * (number + 1) - 2)
-        cv2.putText(bar, line, baseline, _FONT, scale, (240, 240, 240), 1, cv2.LINE_AA)
+        start = (8, 4 + line_height * number + height)
+        cv2.putText(bar, line, start, _FONT, scale, (240, 240, 240), 1, cv2.LINE_AA)
     return bar
