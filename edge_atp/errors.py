@@ -51,3 +51,7 @@ class BudgetExceededError(EdgeAtpError):
 
 class DatasetError(EdgeAtpError):
     """An evaluation data set is missing, empty, damaged or mislabelled; names file and line."""
+
+
+class BagError(EdgeAtpError):
+    """A recorded bag is missing, damaged, or lacks what is asked for; names the file."""

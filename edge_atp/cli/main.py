@@ -21,6 +21,8 @@ COMMANDS = {
     "evaluate": "measure what pruning costs on a labelled data set",
     "score": "run and score VQAv2, GQA or COCO captions",
     "flops": "compute and memory of a model under pruning",
+    "replay": "ask about every frame of a recorded bag, without ROS",
+    "diff": "compare two replay results: answers, masks, latencies",
     "info": "show a model directory: graphs, sizes, defaults, measured parity",
 }
 
