@@ -20,6 +20,7 @@ from edge_atp import pruning
 from edge_atp.cli.console import table_console
 from edge_atp.config import PipelineConfig
 from edge_atp.errors import ConfigError
+from edge_atp.evaluation.arms import BASELINES
 
 _DEFAULT_METHODS = "atp,cls_topk,random,spatial"
 _DEFAULT_KEEP = "256,192,128,96,64,48,32,16"
@@ -149,9 +150,7 @@ def _methods(text: str) -> tuple[str, ...]:
     names = [name.strip() for name in text.split(",")]
     if "" in names:
         raise ConfigError(f"--methods is {text!r}; give names separated by commas, or all")
-    baselines = [name for name in ("random", "spatial") if name in pruning.available()]
-    chosen = [name for name in names if name not in baselines]
-    return (*chosen, *baselines)
+    return (*(name for name in names if name not in BASELINES), *BASELINES)
 
 
 def parse_integers(text: str, option: str) -> tuple[int, ...]:

@@ -11,6 +11,8 @@ from edge_atp.errors import ConfigError
 from edge_atp.types import Policy, PruneSpec
 
 DENSE = "dense"
+# What every method has to beat; in every report.
+BASELINES = ("random", "spatial")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edge_atp.evaluation.arms import DENSE
+from edge_atp.evaluation.arms import BASELINES, DENSE
 from edge_atp.evaluation.corruptions import CORRUPTIONS, SEVERITIES
 from edge_atp.evaluation.figures import method_styles, new_figure, save
 
@@ -58,7 +58,7 @@ def _against_budget(arms: Arms, what: str, label: str, path: Path) -> Path:
         budgets = [point["num_kept"] for point in points]
         values = [100 * point[what]["value"] for point in points]
         axes.plot(budgets, values, label=method, markersize=5, **styles[method])
-        if number == 0 or method in ("random", "spatial"):
+        if number == 0 or method in BASELINES:
             low = [100 * point[what]["low"] for point in points]
             high = [100 * point[what]["high"] for point in points]
             axes.fill_between(budgets, low, high, color=styles[method]["color"], alpha=0.15, lw=0)

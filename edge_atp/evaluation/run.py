@@ -17,7 +17,7 @@ from rich.markup import escape
 from edge_atp import __version__
 from edge_atp.config import PipelineConfig
 from edge_atp.errors import ConfigError, DatasetError
-from edge_atp.evaluation.arms import Arm, plan_arms
+from edge_atp.evaluation.arms import BASELINES, Arm, plan_arms
 from edge_atp.evaluation.baseline import against_baseline, read_baseline
 from edge_atp.evaluation.conditions import Condition, robustness_conditions
 from edge_atp.evaluation.dataset import LabelledDataset, file_sha256
@@ -218,7 +218,8 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _every_method(settings: Settings, console: Console) -> tuple[str, ...]:
-    """All methods this model can run, the model's own first; says which are left out and why."""
+    """All methods this model can run, the model's own first and the baselines last; says which
+    are left out and why."""
     pipeline = Pipeline.load(settings.config)
     try:
         usable, refused = probe_methods(pipeline)
@@ -227,7 +228,7 @@ def _every_method(settings: Settings, console: Console) -> tuple[str, ...]:
         pipeline.close()
     for method, reason in refused.items():
         console.print(f"[dim]left out {method}: {escape(reason)}[/dim]")
-    return tuple(sorted(usable, key=lambda method: method != first))
+    return tuple(sorted(usable, key=lambda method: (method != first, method in BASELINES)))
 
 
 def _write_pictures(
