@@ -111,8 +111,8 @@ def _plan_latency(
 ) -> Budget:
     if latency_model is None:
         raise InvalidQueryError(
-            "prune.policy LATENCY_BUDGET needs the cost model of this device, which has not been"
-            " measured: run `edge-atp bench --calibrate`, or ask with KEEP_RATIO or TOKEN_BUDGET"
+            "prune.policy LATENCY_BUDGET needs a cost model of this device, and this pipeline was"
+            " loaded without one; ask with KEEP_RATIO or TOKEN_BUDGET"
         )
     seconds = spec.latency_budget_s
     _require(0.0 < seconds < math.inf, "prune.latency_budget", seconds, "(0, inf) seconds")

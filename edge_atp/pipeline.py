@@ -177,6 +177,10 @@ class Pipeline:
             scores = pruner.select(signals, num_patches).scores
         return pruner.select(signals, budget.num_kept(num_patches, scores))
 
+    def runnable_methods(self) -> tuple[str, ...]:
+        """Pruning methods that this model's graphs feed, sorted."""
+        return tuple(name for name in pruning.available() if self._feeds(name))
+
     def close(self) -> None:
         """Release the backend's memory."""
         self.engine.close()
@@ -208,6 +212,18 @@ class Pipeline:
                 " model through edge_atp.hf.attach, not on an exported engine"
             )
         return pruner
+
+    def _feeds(self, method: str) -> bool:
+        try:
+            pruner = self._pruner(replace(self.default_budget, method=method))
+        except (ConfigError, ImportError):  # prunes elsewhere, or its own package is missing
+            return False
+        exposed = {"patch_grid", "image_embeds", "text_tokens"}
+        exposed.update(output.name for output in self.manifest.graph("vision").outputs)
+        if self.manifest.text_tower:
+            exposed.add("text_embed")
+        groups = [*((name,) for name in pruner.needs), *pruner.needs_one_of]
+        return all(exposed.intersection(group) for group in groups)
 
     def _signals(
         self, vision: VisionOutput, question: str, needs: tuple[str, ...]

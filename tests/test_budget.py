@@ -77,8 +77,8 @@ def test_score_mass_needs_a_method_with_scores():
         budget.num_kept(256, scores=None)
 
 
-def test_latency_budget_without_a_cost_model_says_how_to_get_one():
+def test_latency_budget_without_a_cost_model_says_what_to_ask_with_instead():
     spec = PruneSpec(Policy.LATENCY_BUDGET, latency_budget_s=0.1)
-    with pytest.raises(InvalidQueryError, match="calibrate"):
+    with pytest.raises(InvalidQueryError, match=r"cost model.*TOKEN_BUDGET"):
         plan(spec, DEFAULT)
     assert plan(spec, DEFAULT, lambda seconds, _: int(seconds * 1000)).num_kept(256) == 100

@@ -6,8 +6,14 @@ import itertools
 import numpy as np
 import pytest
 
+from edge_atp import pruning
 from edge_atp.config import PipelineConfig
-from edge_atp.errors import ConfigError, EdgeAtpError, InvalidQueryError
+from edge_atp.errors import (
+    ConfigError,
+    EdgeAtpError,
+    InvalidQueryError,
+    MissingSignalError,
+)
 from edge_atp.pipeline import Pipeline
 from edge_atp.types import Frame, Policy, PruneSpec, Query, SourceRegion, Status
 
@@ -42,6 +48,19 @@ def test_keeping_everything_is_the_dense_model(pipeline, frame):
     assert ask(pipeline, frame, policy=Policy.KEEP_RATIO, keep_ratio=1.0).text == dense.text
     assert ask(pipeline, frame, method="none").text == dense.text
     assert dense.method == "none"
+
+
+@pytest.mark.filterwarnings("ignore::edge_atp.pruning.trimtokenator.TextBlindWarning")
+def test_the_methods_named_as_runnable_are_those_that_answer(pipeline, frame):
+    runnable = pipeline.runnable_methods()
+    assert {"atp", "cls_topk", "none", "random"} <= set(runnable)
+    for method in pruning.available():
+        spec = {"policy": Policy.TOKEN_BUDGET, "max_visual_tokens": 16, "method": method}
+        if method in runnable:
+            assert ask(pipeline, frame, **spec).method == method
+        else:
+            with pytest.raises((InvalidQueryError, MissingSignalError), match=method):
+                ask(pipeline, frame, **spec)
 
 
 def test_alpha_zero_ignores_the_question(pipeline, frame):

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from edge_atp_msgs.msg import ModelInfo, PruneConfig
 
-from edge_atp import pruning
 from edge_atp.pipeline import Pipeline
 from edge_atp.runtime.manifest import FILE_NAME
 from edge_atp.runtime.model_dir import file_sha256
@@ -37,7 +36,7 @@ def model_info(pipeline: Pipeline, cameras: Sequence[str]) -> ModelInfo:
         max_prompt_chars=config.max_prompt_chars,
         max_new_tokens=config.max_new_tokens,
         max_context_tokens=manifest.llm.max_kv,
-        available_methods=list(supported_methods()),
+        available_methods=list(pipeline.runnable_methods()),
         default_prune=PruneConfig(
             policy=PruneConfig.POLICY_KEEP_RATIO,
             method=pipeline.default_budget.method,
@@ -46,15 +45,3 @@ def model_info(pipeline: Pipeline, cameras: Sequence[str]) -> ModelInfo:
         ),
         cameras=list(cameras),
     )
-
-
-def supported_methods() -> tuple[str, ...]:
-    """Pruning methods that an exported engine can run: those between encoder and language model."""
-    return tuple(name for name in pruning.available() if _runs_on_an_engine(name))
-
-
-def _runs_on_an_engine(name: str) -> bool:
-    try:
-        return pruning.load(name).site == "post_encoder"
-    except Exception:  # a method whose own dependency is missing is one this node does not have
-        return False
