@@ -89,15 +89,16 @@ def _count(shelf: str) -> Callable[[SceneState], str]:
     return lambda state: str(sum(item is not None for item in state.slots[first:][:NUM_COLUMNS]))
 
 
+# The arm is in the way from 4.8 to 10.1 and from 14.9 to 20.2 s; the person stands from 12.5 s.
 CHECKS = (
-    Check(0.6, 4.6, "what is the gripper holding?", _held),
-    Check(1.6, 4.6, "where is the red drum?", _place_of("red drum")),
-    Check(2.6, 4.6, "what hazard is on the floor?", _hazard),
-    Check(12.6, 14.6, "where is the red box?", _place_of("red box")),
-    Check(13.2, 14.6, "what hazard is on the floor?", _hazard),
-    Check(13.8, 14.6, "how many objects are on the middle shelf?", _count("middle")),
-    Check(20.4, 23.6, "what is the gripper holding?", _held),
-    Check(21.4, 23.6, "what is on the top shelf, slot 4?", _content("top", 4)),
+    Check(0.6, 4.8, "what is the gripper holding?", _held),
+    Check(1.6, 4.8, "where is the red drum?", _place_of("red drum")),
+    Check(2.6, 10.0, "what hazard is on the floor?", _hazard),
+    Check(10.4, 14.6, "where is the red box?", _place_of("red box")),
+    Check(11.6, 14.6, "how many objects are on the middle shelf?", _count("middle")),
+    Check(12.8, 23.8, "what hazard is on the floor?", _hazard),
+    Check(20.4, 23.8, "what is the gripper holding?", _held),
+    Check(21.4, 23.8, "what is on the top shelf, slot 4?", _content("top", 4)),
 )
 
 
