@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--alpha", type=float, help="default weight of the question, 0 to 1")
     parser.add_argument("--keep-ratio", type=float, help="default share of visual tokens kept")
     parser.add_argument("--relevance-source", choices=("raw", "negated", "value"))
+    parser.add_argument("--accuracy-set", help="labelled data set; gate of quantised exports")
     parser.add_argument("--parity-images", help="folder of pictures for the parity gates")
     return parser
 

@@ -63,6 +63,10 @@ class Measurements:
         """All gates so far."""
         return [Gate(name, value, self._limits.get(name)) for name, value in self._worst.items()]
 
+    def as_json(self) -> dict[str, dict[str, float | None]]:
+        """Value and limit by gate name, as the manifest records them."""
+        return {g.name: {"value": g.value, "limit": g.limit} for g in self.gates()}
+
     def require(self) -> None:
         """Stop at a gate that failed.
 
@@ -106,7 +110,7 @@ def run_gates(
         "images": len(inputs.images),
         "prompts": len(inputs.prompts),
         "max_new_tokens": settings.parity_new_tokens,
-        "gates": {g.name: {"value": g.value, "limit": g.limit} for g in measured.gates()},
+        "gates": measured.as_json(),
     }
 
 

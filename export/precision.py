@@ -59,6 +59,7 @@ _QUANTISED = {
     **_EXACT_GRAPHS,
     "text_embed_relative_l2": 1e-4,
     "kept_jaccard_distance": 0.05,
+    "accuracy_drop": 0.01,
 }
 _FP16 = {
     **_EXACT_GRAPHS,

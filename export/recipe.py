@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,11 @@ from edge_atp.runtime import golden
 from edge_atp.runtime import manifest as m
 from edge_atp.runtime.engine import Engine
 from edge_atp.runtime.model_dir import ModelDirectory, file_sha256
+from export.accuracy import accuracy_drop
 from export.architecture import Llava, read_llava
 from export.dialects import load_dialect
 from export.graph import GraphBuilder
-from export.parity import run_gates
+from export.parity import Measurements, run_gates
 from export.parity_inputs import QUESTIONS
 from export.plan import Sources, plan_graphs
 from export.precision import get_precision
@@ -48,9 +50,28 @@ def export_model(
         write_directory(sources, staged, progress)
         progress("comparing with the original model")
         parity = run_gates(sources, ModelDirectory.open(staged), progress)
+        parity["gates"].update(_accuracy_gates(sources, staged, progress))
         progress("recording golden answers")
         _complete(staged, parity)
     return ModelDirectory.open(out)
+
+
+def _accuracy_gates(sources: Sources, staged: Path, progress: Progress) -> dict[str, Any]:
+    """Task accuracy of a quantised directory against float32, where a data set was given."""
+    settings = sources.settings
+    if not settings.accuracy_set or settings.precision == "fp32":
+        return {}
+    with tempfile.TemporaryDirectory(prefix="edge_atp_fp32_") as folder:
+        plain = replace(sources, settings=replace(settings, precision="fp32"))
+        write_directory(plain, Path(folder), progress)
+        measured = accuracy_drop(
+            staged, Path(folder), Path(settings.accuracy_set), settings.keep_ratio, progress
+        )
+    gates = Measurements(get_precision(settings.precision, settings.dialect).limits)
+    for name, value in measured.items():
+        gates.add(name, value)
+    gates.require()
+    return gates.as_json()
 
 
 def _complete(staged: Path, parity: dict[str, Any]) -> None:

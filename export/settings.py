@@ -29,6 +29,8 @@ class ExportSettings:
     max_text_tokens: longest prompt without its visual tokens.
     alpha, keep_ratio, relevance_source: defaults of selection for this model.
     resize: resize rule; empty takes the checkpoint's preprocessor.
+    accuracy_set: labelled data set (``edge_atp.evaluation.dataset``) on which a quantised export
+        must stay within a point of float32; empty for no such gate.
     parity_images: folder of pictures for the parity gates; empty uses synthetic ones.
     parity_new_tokens: answer tokens compared per prompt.
     """
@@ -49,6 +51,7 @@ class ExportSettings:
     keep_ratio: float = 0.5
     relevance_source: str = "raw"
     resize: str = ""
+    accuracy_set: str = ""
     parity_images: str = ""
     parity_questions: tuple[str, ...] = ()
     parity_new_tokens: int = 16
@@ -67,8 +70,20 @@ class ExportSettings:
             raise ConfigError(f"max_text_tokens is {self.max_text_tokens}; at least 8 are needed")
 
 
+# Model families whose graphs can be emitted, by their name in a model file.
+_FAMILIES = ("llava",)
+# Fields of a model file without an `export:` section, and the settings they give.
+_CARD_FIELDS = {
+    "checkpoint": "checkpoint",
+    "text_tower": "text_tower",
+    "name": "model_id",
+    "pruner": "method",
+    "alpha": "alpha",
+    "keep_ratio": "keep_ratio",
+    "relevance_source": "relevance_source",
+}
 # Settings that name something relative to the YAML file.
-_PATHS = ("checkpoint", "text_tower", "parity_images")
+_PATHS = ("checkpoint", "text_tower", "parity_images", "accuracy_set")
 
 
 def read_settings(model: str, overrides: dict[str, Any]) -> ExportSettings:
@@ -106,18 +121,38 @@ def read_settings(model: str, overrides: dict[str, Any]) -> ExportSettings:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    """The ``export:`` section of a model file, or its general fields where it has none."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        card = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read ({error})") from error
-    if not isinstance(values, dict) or not isinstance(values.get("export"), dict):
-        raise ConfigError(f"{path} has no `export:` section with at least `checkpoint:`")
-    values = dict(values["export"])
+    if not isinstance(card, dict):
+        raise ConfigError(f"{path} holds no mapping")
+    family = card.get("family", _FAMILIES[0])
+    if family not in _FAMILIES:
+        raise ConfigError(
+            f"{path}: family {family!r} cannot be exported; the exporter supports"
+            f" {', '.join(_FAMILIES)}. Run it with edge_atp.hf instead"
+        )
+    values = card.get("export")
+    if values is None:
+        values = {_CARD_FIELDS[key]: card[key] for key in _CARD_FIELDS if key in card}
+        values["prompt"] = str(card.get("prompt", "")).replace("<image>", "{image}")
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: export is {values!r}; it must be a mapping")
+    values = dict(values)
     for name in _PATHS:
-        value = values.get(name)
-        if value and not str(value).startswith("open_clip:"):
-            values[name] = str((path.parent / value).resolve())
+        if values.get(name):
+            values[name] = _locate(path.parent, str(values[name]))
     return values
+
+
+def _locate(base: Path, value: str) -> str:
+    """A path beside the model file, an open_clip name, or a hub id."""
+    if value.startswith("open_clip:"):
+        return value
+    local = (base / value).resolve()
+    return _download(value) if not local.exists() and value.count("/") == 1 else str(local)
 
 
 def _download(hub_id: str) -> str:

@@ -153,6 +153,25 @@ def test_yaml_paths_are_relative_to_the_file(checkpoint: Path, tmp_path: Path) -
     assert (settings.alpha, settings.keep_ratio) == (0.25, 0.125)
 
 
+def test_general_model_file_without_export_section(checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint, tmp_path / "weights")
+    card = tmp_path / "tiny.yaml"
+    card.write_text(
+        "name: tiny\nfamily: llava\ncheckpoint: weights\npruner: cls_topk\nkeep_ratio: 0.25\n"
+        'prompt: "USER: <image>\\n{question} ASSISTANT:"\n'
+    )
+    settings = read_settings(str(card), {})
+    assert (settings.model_id, settings.method, settings.keep_ratio) == ("tiny", "cls_topk", 0.25)
+    assert settings.prompt == PROMPT
+
+
+def test_family_that_cannot_be_exported(tmp_path: Path) -> None:
+    card = tmp_path / "other.yaml"
+    card.write_text("name: other\nfamily: qwen2_vl\ncheckpoint: owner/other\n")
+    with pytest.raises(ConfigError, match=r"'qwen2_vl' cannot be exported.*llava"):
+        read_settings(str(card), {})
+
+
 def test_yaml_unknown_field_is_named(tmp_path: Path) -> None:
     card = tmp_path / "tiny.yaml"
     card.write_text("export:\n  checkpoint: weights\n  alfa: 0.25\n")

@@ -19,7 +19,7 @@ from edge_atp.runtime.threads import physical_cores
 
 
 def test_unknown_backend_lists_the_choices() -> None:
-    with pytest.raises(ConfigError, match=r"'cuda'.*auto.*ort-cuda, ort-cpu"):
+    with pytest.raises(ConfigError, match=r"'cuda'.*auto, ort, trt, ort-cuda, ort-cpu"):
         sessions.choose("cuda")
 
 
@@ -38,6 +38,14 @@ def test_auto_with_a_gpu_build_but_no_gpu(monkeypatch: pytest.MonkeyPatch) -> No
     name, reason = sessions.choose("auto")
     assert name == "ort-cpu"
     assert "no usable CUDA device" in reason
+
+
+def test_a_module_stands_for_its_best_variant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    name, reason = sessions.choose("ort")
+    assert name == "ort-cpu"
+    assert "ort chose ort-cpu" in reason
+    assert "trt" not in reason
 
 
 def test_a_named_backend_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:

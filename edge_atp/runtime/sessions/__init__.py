@@ -44,31 +44,32 @@ def choose(name: str, *, has_engines: bool = False) -> tuple[str, str]:
     """Resolve a requested backend to one that can run, and the reason for the choice.
 
     Args:
-        name: a backend's name or "auto".
+        name: a backend's name; a module's, for the best of its variants ("ort": CUDA or CPU); or
+            "auto" for the best of all.
         has_engines: the model directory holds TensorRT engines; without, auto passes over trt.
     Raises:
         ConfigError: unknown name; the choices are listed.
         BackendUnavailableError: it cannot run here, and why. A named backend never falls back.
     """
-    if name != AUTO:
-        if name not in available():
-            raise ConfigError(
-                f"unknown backend {name!r}; choose one of {AUTO}, {', '.join(available())}"
-            )
+    names = available()
+    if name in names:
         candidate = probe(name)
         if not candidate.available:
             raise BackendUnavailableError(f"backend {name} cannot run: {candidate.reason}")
         return name, "requested"
+    if name != AUTO and name not in _modules():
+        choices = dict.fromkeys((AUTO, *_modules(), *names))
+        raise ConfigError(f"unknown backend {name!r}; choose one of {', '.join(choices)}")
     rejected: list[str] = []
-    for candidate in probe_all():
+    for candidate in (probe(n) for n in names if name in (AUTO, _module_of(n))):
         if candidate.name in _NEED_ENGINES and candidate.available and not has_engines:
             rejected.append(f"{candidate.name}: the model directory holds no engines")
         elif candidate.available:
             skipped = f"; not {'; not '.join(rejected)}" if rejected else ""
-            return candidate.name, f"auto chose {candidate.name}: {candidate.reason}{skipped}"
+            return candidate.name, f"{name} chose {candidate.name}: {candidate.reason}{skipped}"
         else:
             rejected.append(f"{candidate.name}: {candidate.reason}")
-    raise BackendUnavailableError(f"no backend can run here: {'; '.join(rejected)}")
+    raise BackendUnavailableError(f"no {name} backend can run here: {'; '.join(rejected)}")
 
 
 def open_session(path: Path, name: str, options: SessionOptions) -> Session:
