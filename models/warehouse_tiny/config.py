@@ -50,7 +50,7 @@ class TrainConfig:
     scenes: int = 36000
     vision: StageConfig = field(default_factory=lambda: StageConfig(560, 32, 2e-3, augment=0.8))
     language: StageConfig = field(default_factory=lambda: StageConfig(600, 16, 1.2e-3))
-    joint: StageConfig = field(default_factory=lambda: StageConfig(500, 16, 6e-4))
+    joint: StageConfig = field(default_factory=lambda: StageConfig(520, 16, 6e-4))
     partial_patches: int = 112
     partial_share: float = 0.9
     texts_per_scene: int = 6

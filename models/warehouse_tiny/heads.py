@@ -9,7 +9,7 @@ from torch.nn import functional as nnf
 from models.warehouse_tiny.labels import IGNORE, NUM_CLASSES
 
 _WEIGHT = {"role": 1.0, "slot": 1.0, "kind": 1.0, "colour": 1.0, "hazard": 0.5}
-_GROUP_WEIGHT = {"same_colour": 0.7, "shelf_pattern": 0.7, "total": 0.5}
+_GROUP_WEIGHT = {"same_colour": 1.0, "shelf_pattern": 0.7, "total": 1.2}
 
 
 class DenseHeads(nn.Module):

@@ -119,6 +119,46 @@ class PackedBatch:
     question_index: Tensor
 
 
+class _Layout:
+    """NumPy arrays of a packed batch, filled question by question."""
+
+    def __init__(self, asked: list[list[AskedQuestion]], kept: np.ndarray, start: int) -> None:
+        rows, count = kept.shape
+        self.stop = start + count
+        lengths = [sum(len(a.prompt_ids) + len(a.answer_ids) - 1 for a in row) for row in asked]
+        reads = max(sum(len(a.answer_ids) for a in row) for row in asked)
+        shape = (rows, self.stop + max(lengths))
+        self.kept = kept
+        self.ids = np.zeros(shape, np.int64)
+        self.positions = np.zeros(shape, np.int64)
+        self.segment = np.full(shape, -1, np.int64)
+        self.positions[:, : self.stop] = np.arange(self.stop)
+        self.segment[:, : self.stop] = 0
+        self.read = np.zeros((rows, reads), np.int64)
+        self.targets = np.full((rows, reads), -100, np.int64)
+        self.weights = np.zeros((rows, reads), np.float32)
+        self.owner = np.full((rows, reads), -1, np.int64)
+        self.look = np.zeros((rows, reads, count), np.float32)
+
+    def fill_row(self, b: int, row: list[AskedQuestion], weight: dict[str, float]) -> None:
+        """Write the questions of one row one after the other."""
+        at, r = self.stop, 0
+        for q, item in enumerate(row):
+            tokens = item.prompt_ids + item.answer_ids[:-1]
+            span = slice(at, at + len(tokens))
+            self.ids[b, span] = tokens
+            self.positions[b, span] = self.stop + np.arange(len(tokens))
+            self.segment[b, span] = q + 1
+            count = len(item.answer_ids)
+            out = slice(r, r + count)
+            self.read[b, out] = at + len(item.prompt_ids) - 1 + np.arange(count)
+            self.targets[b, out] = item.answer_ids
+            self.weights[b, out] = weight.get(item.question.family, 1.0)
+            self.look[b, out] = item.look_at[:, self.kept[b]]
+            self.owner[b, out] = q
+            at, r = at + len(tokens), r + count
+
+
 def pack(
     model: WarehouseModel,
     asked: list[list[AskedQuestion]],
@@ -137,53 +177,27 @@ def pack(
         token_weight: loss weight of the tokens of a family, default 1.
     """
     start = len(prefix_ids)
-    stop = start + kept.shape[1]
-    lengths = [sum(len(a.prompt_ids) + len(a.answer_ids) - 1 for a in row) for row in asked]
-    reads = max(sum(len(a.answer_ids) for a in row) for row in asked)
-    shape = (len(asked), stop + max(lengths))
-    ids = np.zeros(shape, np.int64)
-    positions = np.zeros(shape, np.int64)
-    segment = np.full(shape, -1, np.int64)
-    ids[:, :start] = prefix_ids
-    positions[:, :stop] = np.arange(stop)
-    segment[:, :stop] = 0
-    read = np.zeros((len(asked), reads), np.int64)
-    targets = np.full((len(asked), reads), -100, np.int64)
-    weights = np.zeros((len(asked), reads), np.float32)
-    owner = np.full((len(asked), reads), -1, np.int64)
-    look = np.zeros((len(asked), reads, kept.shape[1]), np.float32)
-    kept_array = kept.cpu().numpy()
+    layout = _Layout(asked, kept.cpu().numpy(), start)
+    layout.ids[:, :start] = prefix_ids
     for b, row in enumerate(asked):
-        at, r = stop, 0
-        for q, item in enumerate(row):
-            tokens = item.prompt_ids + item.answer_ids[:-1]
-            span = slice(at, at + len(tokens))
-            ids[b, span] = tokens
-            positions[b, span] = stop + np.arange(len(tokens))
-            segment[b, span] = q + 1
-            count = len(item.answer_ids)
-            out = slice(r, r + count)
-            read[b, out] = at + len(item.prompt_ids) - 1 + np.arange(count)
-            targets[b, out] = item.answer_ids
-            weights[b, out] = (token_weight or {}).get(item.question.family, 1.0)
-            look[b, out] = item.look_at[:, kept_array[b]]
-            owner[b, out] = q
-            at, r = at + len(tokens), r + count
-    device = features.device
-    embeds = model.llm.embed_tokens(torch.from_numpy(ids).to(device))
-    image = model.projector(features)
-    embeds = torch.cat([embeds[:, :start], image.to(embeds.dtype), embeds[:, stop:]], dim=1)
+        layout.fill_row(b, row, token_weight or {})
+
+    def tensor(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(features.device)
+
+    embeds = model.llm.embed_tokens(tensor(layout.ids))
+    image = model.projector(features).to(embeds.dtype)
     rows = PackedRows(
-        inputs_embeds=embeds,
-        position_ids=torch.from_numpy(positions).to(device),
-        segment=torch.from_numpy(segment).to(device),
-        visual=(start, stop),
-        read_positions=torch.from_numpy(read).to(device),
+        inputs_embeds=torch.cat([embeds[:, :start], image, embeds[:, layout.stop :]], dim=1),
+        position_ids=tensor(layout.positions),
+        segment=tensor(layout.segment),
+        visual=(start, layout.stop),
+        read_positions=tensor(layout.read),
     )
     return PackedBatch(
         rows,
-        torch.from_numpy(targets).to(device),
-        torch.from_numpy(weights).to(device),
-        torch.from_numpy(look).to(device),
-        torch.from_numpy(owner).to(device),
+        targets=tensor(layout.targets),
+        weights=tensor(layout.weights),
+        look_at=tensor(layout.look),
+        question_index=tensor(layout.owner),
     )

@@ -130,27 +130,32 @@ def _outside(rng: np.random.Generator, inner: float, outer: float) -> float:
     return float(rng.choice([-1.0, 1.0]) * rng.uniform(inner, outer))
 
 
-def sample_look(rng: np.random.Generator, shifted: bool) -> Look:
-    """Draw camera, lights, materials and clutter; shifted ranges do not overlap the others."""
+def _sample_camera(rng: np.random.Generator, shifted: bool) -> Camera:
     if shifted:
-        camera = Camera(
+        return Camera(
             azimuth=90.0 + _outside(rng, 8.0, 13.0),
             elevation=-float(rng.choice([rng.uniform(2.0, 4.0), rng.uniform(14.0, 17.0)])),
             distance_m=float(rng.choice([rng.uniform(8.5, 8.8), rng.uniform(9.6, 10.2)])),
             lookat_m=(0.04 + _outside(rng, 0.12, 0.2), 0.0, 2.05 + _outside(rng, 0.12, 0.2)),
             roll=_outside(rng, 1.5, 2.5),
         )
+    return Camera(
+        azimuth=90.0 + float(rng.uniform(-8.0, 8.0)),
+        elevation=-float(rng.uniform(4.0, 14.0)),
+        distance_m=float(rng.uniform(8.8, 9.6)),
+        lookat_m=(float(rng.uniform(-0.08, 0.16)), 0.0, 2.05 + float(rng.uniform(-0.12, 0.12))),
+        roll=float(rng.uniform(-1.5, 1.5)),
+    )
+
+
+def sample_look(rng: np.random.Generator, shifted: bool) -> Look:
+    """Draw camera, lights, materials and clutter; shifted ranges do not overlap the others."""
+    camera = _sample_camera(rng, shifted)
+    if shifted:
         light = float(rng.choice([rng.uniform(0.32, 0.4), rng.uniform(0.75, 0.85)]))
         tint = np.array([1.0, 1.0, 1.0]) + rng.choice([-1.0, 1.0]) * np.array([0.1, 0.0, -0.1])
         saturation, contrast, kind, num_clutter = (0.25, 0.45), (0.25, 0.4), 2, (5, 9)
     else:
-        camera = Camera(
-            azimuth=90.0 + float(rng.uniform(-8.0, 8.0)),
-            elevation=-float(rng.uniform(4.0, 14.0)),
-            distance_m=float(rng.uniform(8.8, 9.6)),
-            lookat_m=(float(rng.uniform(-0.08, 0.16)), 0.0, 2.05 + float(rng.uniform(-0.12, 0.12))),
-            roll=float(rng.uniform(-1.5, 1.5)),
-        )
         light = float(rng.uniform(0.4, 0.75))
         tint = 1.0 + rng.uniform(-0.05, 0.05, 3)
         saturation, contrast, kind = (0.0, 0.25), (0.0, 0.25), int(rng.integers(2))

@@ -34,14 +34,14 @@ FAMILY_ODDS = {
     "colour": 0.7,
     "what": 1.4,
     "where": 2.0,
-    "count_all": 1.3,
+    "count_all": 1.8,
     "count_shelf": 1.0,
-    "count_colour": 1.8,
+    "count_colour": 2.0,
     "gripper": 0.8,
     "gripper_colour": 0.4,
     "empty": 0.7,
     "free": 0.8,
-    "hazard": 0.6,
+    "hazard": 0.8,
     "caption": 0.3,
 }
 TOKEN_WEIGHT = {"caption": 0.3}

@@ -84,6 +84,60 @@ class VisionStage:
         return vision_losses(model, heads, batch, output)
 
 
+class _BatchBuilder:
+    """Collects pictures, labels and texts of a step."""
+
+    def __init__(self, count: int, tokenizer: QuestionTokenizer) -> None:
+        self.count = count
+        self.tokenizer = tokenizer
+        self.images: list[np.ndarray] = []
+        self.keeps: list[np.ndarray] = []
+        self.labels: list[dict[str, np.ndarray]] = []
+        self.saliency: list[np.ndarray] = []
+        self.texts: list[tuple[int, str, np.ndarray]] = []
+        self.captions: list[tuple[int, str]] = []
+
+    def add(self, scene: StoredScene, rng: np.random.Generator, texts: int, amount: float) -> None:
+        """Augment and label one scene and draw the texts it is contrasted with."""
+        row = len(self.images)
+        self.images.append(augment(scene.image, rng, amount))
+        keep = _sample_patches(scene.coverage, self.count, rng)
+        self.keeps.append(keep)
+        codes = scene_codes(scene.state)
+        full = patch_labels(scene.coverage, codes)
+        self.labels.append({name: value[keep] for name, value in full.items()})
+        target = saliency_target(scene.coverage, codes)[keep]
+        self.saliency.append(target / max(target.sum(), 1e-6))
+        view = SceneView(scene.state, scene.coverage)
+        for text, weight in _contrast_texts(view, scene.coverage, rng, texts):
+            kept = weight[keep]
+            if kept.sum() > 0.2:
+                self.texts.append((row, text, kept / kept.sum()))
+        fact = q.draw_fact(view, rng, "caption") if rng.random() < 0.5 else None
+        if fact is not None:
+            self.captions.append((row, fact.answer))
+
+    def build(self) -> VisionBatch:
+        """Stack what was collected."""
+        names = self.labels[0]
+        targets = [target for _, _, target in self.texts]
+        nothing = np.zeros((0, self.count), np.float32)
+        return VisionBatch(
+            images=torch.from_numpy(np.stack(self.images)),
+            keep=None if self.count == NUM_PATCHES else torch.from_numpy(np.stack(self.keeps)),
+            labels={
+                name: torch.from_numpy(np.stack([item[name] for item in self.labels]))
+                for name in names
+            },
+            saliency=torch.from_numpy(np.stack(self.saliency)),
+            text=self.tokenizer.tower_batch([text for _, text, _ in self.texts] or ["nothing"]),
+            text_row=torch.tensor([row for row, _, _ in self.texts], dtype=torch.long),
+            text_target=torch.from_numpy(np.stack(targets) if targets else nothing),
+            caption=self.tokenizer.tower_batch([text for _, text in self.captions] or ["nothing"]),
+            caption_row=torch.tensor([row for row, _ in self.captions], dtype=torch.long),
+        )
+
+
 def build_vision_batch(
     scenes: list[StoredScene],
     rng: np.random.Generator,
@@ -93,47 +147,10 @@ def build_vision_batch(
     tokenizer: QuestionTokenizer,
 ) -> VisionBatch:
     """Augment, label and word a list of scenes; ``count`` patches of each are kept."""
-    images, keeps, labels, saliency = [], [], [], []
-    texts: list[str] = []
-    rows: list[int] = []
-    targets: list[np.ndarray] = []
-    captions: list[str] = []
-    caption_rows: list[int] = []
-    for row, scene in enumerate(scenes):
-        images.append(augment(scene.image, rng, stage.augment))
-        keep = _sample_patches(scene.coverage, count, rng)
-        keeps.append(keep)
-        codes = scene_codes(scene.state)
-        full = patch_labels(scene.coverage, codes)
-        labels.append({name: value[keep] for name, value in full.items()})
-        target = saliency_target(scene.coverage, codes)[keep]
-        saliency.append(target / max(target.sum(), 1e-6))
-        view = SceneView(scene.state, scene.coverage)
-        for text, weight in _contrast_texts(view, scene.coverage, rng, texts_per_scene):
-            kept = weight[keep]
-            if kept.sum() > 0.2:
-                texts.append(text)
-                rows.append(row)
-                targets.append(kept / kept.sum())
-        fact = q.draw_fact(view, rng, "caption") if rng.random() < 0.5 else None
-        if fact is not None:
-            captions.append(fact.answer)
-            caption_rows.append(row)
-    return VisionBatch(
-        images=torch.from_numpy(np.stack(images)),
-        keep=None if count == NUM_PATCHES else torch.from_numpy(np.stack(keeps)),
-        labels={
-            name: torch.from_numpy(np.stack([item[name] for item in labels])) for name in labels[0]
-        },
-        saliency=torch.from_numpy(np.stack(saliency)),
-        text=tokenizer.tower_batch(texts or ["nothing"]),
-        text_row=torch.tensor(rows, dtype=torch.long),
-        text_target=torch.from_numpy(
-            np.stack(targets) if targets else np.zeros((0, count), np.float32)
-        ),
-        caption=tokenizer.tower_batch(captions or ["nothing"]),
-        caption_row=torch.tensor(caption_rows, dtype=torch.long),
-    )
+    builder = _BatchBuilder(count, tokenizer)
+    for scene in scenes:
+        builder.add(scene, rng, texts_per_scene, stage.augment)
+    return builder.build()
 
 
 def _sample_patches(coverage: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
