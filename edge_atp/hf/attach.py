@@ -141,8 +141,12 @@ def attach(
         )
     )
     handle = Handle(served, method, parts, questions)
-    _install_calls(handle, host, parts.entrance, questions)
-    parts.install(handle._installation)
+    try:
+        _install_calls(handle, host, parts.entrance, questions)
+        parts.install(handle._installation)
+    except BaseException:
+        handle._installation.undo()
+        raise
     model.__dict__[_HANDLE] = handle
     return handle
 

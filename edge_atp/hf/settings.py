@@ -20,6 +20,15 @@ from edge_atp.pruning.registry import option_names
 
 # Keys of the file that other readers use.
 _OTHER_READERS = frozenset({"prompt", "export"})
+# Names that the exporter's part of the file gives to the same settings.
+_EXPORT_NAMES = {
+    "checkpoint": "checkpoint",
+    "text_tower": "text_tower",
+    "method": "pruner",
+    "alpha": "alpha",
+    "keep_ratio": "keep_ratio",
+    "relevance_source": "relevance_source",
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,8 @@ class ModelSettings:
     def from_yaml(cls, path: Path | str) -> ModelSettings:
         """Read a checkpoint's file.
 
+        What the file says for the exporter (``export:``) holds here too, unless said again.
+
         Raises:
             ConfigError: the file is missing or malformed, a name unknown, or one missing.
         """
@@ -63,7 +74,11 @@ class ModelSettings:
             raise ConfigError(f"cannot read the model settings {path}: {error}") from error
         if not isinstance(content, dict):
             raise ConfigError(f"{path}: expected a mapping, got {type(content).__name__}")
-        values = {key: value for key, value in content.items() if key not in _OTHER_READERS}
+        exported = content.get("export") or {}
+        values = {
+            ours: exported[theirs] for theirs, ours in _EXPORT_NAMES.items() if theirs in exported
+        }
+        values |= {key: value for key, value in content.items() if key not in _OTHER_READERS}
         known = [entry.name for entry in dataclasses.fields(cls)]
         if unknown := sorted(set(values) - set(known)):
             raise ConfigError(

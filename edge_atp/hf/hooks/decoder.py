@@ -196,13 +196,21 @@ class DecoderPruner:
         if step is None:
             raise InferenceError("the decoder ran without its language model")
         batch, rows = states.shape[:2]
-        counts = step.visual.sum(1).tolist() if rows > 1 else []
+        visual = step.visual
+        if visual is None:
+            if rows > 1:
+                raise ConfigError(
+                    "the prompt was given as inputs_embeds, which do not tell which rows are visual"
+                    " tokens; give input_ids, or choose an interface-level method"
+                )
+            visual = torch.zeros_like(step.valid[:, -rows:])
+        counts = visual.sum(1).tolist() if rows > 1 else []
         zeros = torch.zeros((batch, rows), dtype=torch.int64, device=states.device)
         self._pass = Pass(
-            visual=step.visual,
+            visual=visual,
             valid=step.valid[:, -rows:],
             origin=zeros + torch.arange(rows, device=states.device),
-            place=step.visual.cumsum(1) - 1,
+            place=visual.cumsum(1) - 1,
             shift=zeros,
             dropped=zeros[:, :1],
             cache=step.cache,

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from edge_atp.errors import ConfigError
+from edge_atp.errors import BackendUnavailableError, ConfigError
 from edge_atp.hf.family import Family, Host, ImageLayout, Tensor, VisionCall
 from edge_atp.hf.hooks.installation import Installation
 from edge_atp.hf.hooks.projections import Heads, ProjectionTap
@@ -135,6 +135,12 @@ class EncoderPruner(Chooser):
         return getattr(self._tower.layers[layer], self._tower.attention)
 
     def _check(self, layer: int) -> None:
+        forward = inspect.signature(self._tower.layers[layer].forward).parameters
+        if self._rule.inside_layer and "output_attentions" in forward:
+            raise BackendUnavailableError(
+                "cutting between attention and MLP needs layers that return one tensor: install"
+                " transformers 5 or newer"
+            )
         if not self._rule.weighs_sizes:
             return
         attention = self._attention(layer)

@@ -39,11 +39,11 @@ class CacheState:
 class Step:
     """One forward of the language model, after the cut.
 
-    visual: (B, m) bool, rows that are visual tokens.
+    visual: (B, m) bool, rows that are visual tokens; None when the call had no input_ids to tell.
     valid: (B, held + m) bool, keys that are not padding.
     """
 
-    visual: Tensor
+    visual: Tensor | None
     valid: Tensor
     cache: Any | None
     pruned: bool
@@ -78,7 +78,7 @@ class LanguageEntrance:
         if args:
             kwargs = {**kwargs, "input_ids": args[0]}
         new = self._count_new(kwargs)
-        for name in ("input_ids", "position_ids", "mm_token_type_ids"):
+        for name in ("input_ids", "position_ids", "mm_token_type_ids", "cache_position"):
             value = kwargs.get(name)
             if value is not None and new is not None and value.shape[-1] > new:
                 kwargs[name] = value[..., -new:]
@@ -132,7 +132,7 @@ class LanguageEntrance:
         new_valid = _new_part(kwargs.get("attention_mask"), seen, batch, length, embeds.device)
         # A decoding step carries one text token; looking for NaN there would only cost a sync.
         keep = ~torch.isnan(embeds[..., 0]) if length > 1 else torch.ones_like(new_valid)
-        visual = torch.zeros_like(keep) if self._visual is None else self._visual
+        visual = self._visual
         pruned = state is not None and bool((state.dropped > 0).any())
         dropped = state.dropped if state is not None else new_valid.new_zeros((batch, 1)).long()
         if length > 1 and not bool(keep.all()):
@@ -147,7 +147,8 @@ class LanguageEntrance:
                 "inputs_embeds": cut.rows(embeds),
                 "position_ids": cut.positions(positions),
             }
-            new_valid, visual = cut.flags(new_valid), cut.flags(visual)
+            new_valid = cut.flags(new_valid)
+            visual = None if visual is None else cut.flags(visual)
             dropped = dropped + (~keep).sum(1, keepdim=True)
             pruned = True
         elif pruned:
@@ -155,6 +156,11 @@ class LanguageEntrance:
         valid = new_valid if state is None else torch.cat((state.valid, new_valid), dim=1)
         if pruned:
             kwargs["attention_mask"] = self._mask(valid, cache)
+            if kwargs.get("cache_position") is not None:
+                # Releases before 5 build the mask from the rows' places in the cache.
+                kwargs["cache_position"] = torch.arange(
+                    valid.shape[1] - new_valid.shape[1], valid.shape[1], device=valid.device
+                )
         self.step = Step(visual, valid, cache, pruned)
         if cache is not None:
             self._states[cache] = CacheState(seen + length, valid.shape[1], valid, dropped)

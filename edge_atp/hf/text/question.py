@@ -11,14 +11,14 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
-# (start of a user turn, end of it); the turn also ends with the text.
+# (start of a user turn, end of it), in any case, as some tokenizers lower it; the turn also ends
+# with the text.
 _ROLES = (
     (r"<\|im_start\|>\s*user", r"<\|im_end\|>"),
     (r"<\|start_header_id\|>\s*user\s*<\|end_header_id\|>", r"<\|eot_id\|>"),
     (r"\[INST\]", r"\[/INST\]"),
     (r"###\s*Human\s*:", r"###"),
-    (r"\bUser\s*:", r"<end_of_utterance>|\bAssistant\s*:"),
-    (r"\bUSER\s*:", r"</s>|\bASSISTANT\s*:"),
+    (r"\bUser\s*:", r"<end_of_utterance>|</s>|\bAssistant\s*:"),
     (r"\bQuestion\s*:", r"\bAnswer\s*:|\bShort answer\s*:"),
 )
 _SYSTEM = re.compile(r"<<SYS>>.*?<</SYS>>", re.DOTALL)
@@ -28,7 +28,7 @@ def question_from_text(text: str) -> str:
     """The last user turn of a prompt, white space collapsed."""
     text = _SYSTEM.sub(" ", text)
     for start, end in _ROLES:
-        turns = re.findall(rf"{start}(.*?)(?={end}|\Z)", text, flags=re.DOTALL)
+        turns = re.findall(rf"{start}(.*?)(?={end}|\Z)", text, flags=re.DOTALL | re.IGNORECASE)
         if turns:
             text = turns[-1]
             break

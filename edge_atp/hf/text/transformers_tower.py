@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,31 +11,54 @@ from edge_atp.errors import ConfigError
 from edge_atp.hf.family import Module, Tensor, VisionTower
 from edge_atp.hf.text.tower import TextEncoding, TextTower, post_norm, windows
 
+_VISUAL_PROJECTION = "visual_projection.safetensors"
+
 
 class TransformersTower(TextTower):
     """A loaded ``CLIPModel`` or ``SiglipModel`` with its fast tokenizer.
 
-    A ``CLIPTextModelWithProjection`` embeds text but has no visual projection; it serves methods
-    that need no joint-space patches.
+    A ``CLIPTextModelWithProjection`` embeds text but has no visual projection of its own.
     """
 
-    def __init__(self, model: Module, tokenizer: Any) -> None:
+    def __init__(
+        self, model: Module, tokenizer: Any, visual_projection: Tensor | None = None
+    ) -> None:
+        """
+        Args:
+            visual_projection: (P, D) weight that brings patches into the joint space, where the
+                model has none.
+        """
         if not getattr(tokenizer, "is_fast", False):
             raise ConfigError(
                 "the text tower's tokenizer reports no character offsets; use its fast version"
             )
         self._model = model
         self._tokenizer = tokenizer
+        own = getattr(model, "visual_projection", None)
+        self._visual_projection = visual_projection if own is None else own.weight
         self._text = model.text_model
         self._size = int(self._text.config.max_position_embeddings)
         self._prefix, self._suffix = _special_ids(tokenizer)
 
     @classmethod
     def from_name(cls, name: str) -> TransformersTower:
-        """Load a checkpoint by its Hugging Face name or folder."""
-        from transformers import AutoModel, AutoTokenizer
+        """Load a checkpoint by its Hugging Face name or folder.
 
-        return cls(AutoModel.from_pretrained(name).eval(), AutoTokenizer.from_pretrained(name))
+        The folder of a text model alone may hold the visual projection beside it, as
+        ``visual_projection.safetensors``.
+        """
+        from transformers import (
+            AutoConfig,
+            AutoModel,
+            AutoTokenizer,
+            CLIPTextModelWithProjection,
+        )
+
+        text_only = AutoConfig.from_pretrained(name).model_type == "clip_text_model"
+        kind = CLIPTextModelWithProjection if text_only else AutoModel
+        model = kind.from_pretrained(name, dtype=torch.float32).eval()
+        file = Path(name) / _VISUAL_PROJECTION
+        return cls(model, AutoTokenizer.from_pretrained(name), _read_projection(file))
 
     def encode(self, text: str) -> TextEncoding:
         """Windows of the context length, averaged."""
@@ -69,14 +93,14 @@ class TransformersTower(TextTower):
         """Final normalisation and visual projection, or SigLIP's pooling head."""
         if self._reads_padding:
             return self._pooling_head(patches, vision)
-        if not hasattr(self._model, "visual_projection"):
+        weight = self._visual_projection
+        if weight is None:
             raise ConfigError(
                 f"text tower {type(self._model).__name__} has no visual projection, which patches"
                 " need to enter CLIP's joint space; give the full CLIPModel"
             )
-        projection = self._model.visual_projection
         states = post_norm(patches, vision)
-        return projection(states.to(projection.weight.dtype))
+        return states.to(weight.dtype) @ weight.to(states.device).T
 
     def _pooling_head(self, patches: Tensor, vision: VisionTower) -> Tensor:
         """SigLIP: what the attention-pooling head gives for an image of this one patch."""
@@ -84,6 +108,14 @@ class TransformersTower(TextTower):
         states = post_norm(patches, vision).to(head.layernorm.weight.dtype)
         flat = states.reshape(-1, 1, states.shape[-1])
         return head(flat).view(states.shape)
+
+
+def _read_projection(file: Path) -> Tensor | None:
+    if not file.is_file():
+        return None
+    from safetensors.torch import load_file
+
+    return load_file(file)["visual_projection.weight"].float()
 
 
 def _special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
