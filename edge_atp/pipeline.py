@@ -21,6 +21,7 @@ from edge_atp.mask import to_bool
 from edge_atp.preprocess import Preprocessor
 from edge_atp.runtime.engine import Engine
 from edge_atp.runtime.find_model import find_model
+from edge_atp.runtime.manifest import Manifest
 from edge_atp.runtime.model_dir import ModelDirectory
 from edge_atp.runtime.outputs import Generation, Prompt, VisionOutput
 from edge_atp.timing import StageClock
@@ -177,10 +178,6 @@ class Pipeline:
             scores = pruner.select(signals, num_patches).scores
         return pruner.select(signals, budget.num_kept(num_patches, scores))
 
-    def runnable_methods(self) -> tuple[str, ...]:
-        """Pruning methods that this model's graphs feed, sorted."""
-        return tuple(name for name in pruning.available() if self._feeds(name))
-
     def close(self) -> None:
         """Release the backend's memory."""
         self.engine.close()
@@ -212,18 +209,6 @@ class Pipeline:
                 " model through edge_atp.hf.attach, not on an exported engine"
             )
         return pruner
-
-    def _feeds(self, method: str) -> bool:
-        try:
-            pruner = self._pruner(replace(self.default_budget, method=method))
-        except (ConfigError, ImportError):  # prunes elsewhere, or its own package is missing
-            return False
-        exposed = {"patch_grid", "image_embeds", "text_tokens"}
-        exposed.update(output.name for output in self.manifest.graph("vision").outputs)
-        if self.manifest.text_tower:
-            exposed.add("text_embed")
-        groups = [*((name,) for name in pruner.needs), *pruner.needs_one_of]
-        return all(exposed.intersection(group) for group in groups)
 
     def _signals(
         self, vision: VisionOutput, question: str, needs: tuple[str, ...]
@@ -319,3 +304,21 @@ class Pipeline:
             model_id=self.manifest.model_id,
             token_ids=generation.token_ids,
         )
+
+
+def runnable_methods(manifest: Manifest) -> tuple[str, ...]:
+    """Pruning methods that a model directory's graphs feed, sorted."""
+    exposed = {"patch_grid", "image_embeds", "text_tokens"}
+    exposed.update(output.name for output in manifest.graph("vision").outputs)
+    if manifest.text_tower:
+        exposed.add("text_embed")
+    return tuple(name for name in pruning.available() if _is_fed(name, exposed))
+
+
+def _is_fed(method: str, exposed: set[str]) -> bool:
+    try:
+        pruner = pruning.load(method)
+    except ImportError:  # the method's own package is missing: nobody else's concern
+        return False
+    groups = [*((name,) for name in pruner.needs), *pruner.needs_one_of]
+    return pruner.site == "post_encoder" and all(exposed.intersection(g) for g in groups)

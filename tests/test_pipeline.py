@@ -14,7 +14,7 @@ from edge_atp.errors import (
     InvalidQueryError,
     MissingSignalError,
 )
-from edge_atp.pipeline import Pipeline
+from edge_atp.pipeline import Pipeline, runnable_methods
 from edge_atp.types import Frame, Policy, PruneSpec, Query, SourceRegion, Status
 
 WHERE = "where is the red box?"
@@ -52,7 +52,7 @@ def test_keeping_everything_is_the_dense_model(pipeline, frame):
 
 @pytest.mark.filterwarnings("ignore::edge_atp.pruning.trimtokenator.TextBlindWarning")
 def test_the_methods_named_as_runnable_are_those_that_answer(pipeline, frame):
-    runnable = pipeline.runnable_methods()
+    runnable = runnable_methods(pipeline.manifest)
     assert {"atp", "cls_topk", "none", "random"} <= set(runnable)
     for method in pruning.available():
         spec = {"policy": Policy.TOKEN_BUDGET, "max_visual_tokens": 16, "method": method}

@@ -40,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--method",
         default="",
         metavar="NAME",
-        help=f"pruning method: {', '.join(pruning.available())}; default: the model's",
+        help=f"pruning method: {', '.join(pruning.available('post_encoder'))};"
+        " default: the model's",
     )
     parser.add_argument(
         "--keep-ratio", type=float, metavar="R", help="share of visual tokens kept, (0, 1]"
@@ -137,6 +138,7 @@ def _print(answer: Answer, engine: str, overlay_path: Path | None) -> None:
         f" confidence {answer.confidence or 0.0:.2f}, {answer.status.name}[/dim]"
     )
     laps = ", ".join(f"{name} {1e3 * getattr(answer.times, name):.1f}" for name in STAGES[1:])
-    console.print(f"[dim]{1e3 * answer.times.total:.1f} ms on {engine}: {laps}[/dim]")
+    console.print(f"[dim]{1e3 * answer.times.total:.1f} ms: {laps}[/dim]")
+    console.print(f"[dim]{engine}[/dim]", soft_wrap=True)
     if overlay_path:
         console.print(f"[dim]kept patches: {overlay_path}[/dim]")

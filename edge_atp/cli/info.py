@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from edge_atp import pruning
+from edge_atp.pipeline import runnable_methods
 from edge_atp.runtime.find_model import find_model
 from edge_atp.runtime.model_dir import ModelDirectory
 
@@ -51,7 +51,7 @@ def _print(directory: ModelDirectory) -> None:
         f" ({llm.kv_heads} kv), vocabulary {llm.vocab}, up to {llm.max_kv} tokens\n"
         f"default pruning: {selection.method}, keep_ratio {selection.keep_ratio:g},"
         f" alpha {selection.alpha:g}, relevance {selection.relevance_source}\n"
-        f"methods: {', '.join(pruning.available())}"
+        f"methods: {', '.join(runnable_methods(manifest))}"
     )
     table = Table("file", "KiB", "sha256", title="files (hashes match)", title_justify="left")
     for entry in manifest.files:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from edge_atp_msgs.msg import ModelInfo, PruneConfig
 
-from edge_atp.pipeline import Pipeline
+from edge_atp.pipeline import Pipeline, runnable_methods
 from edge_atp.runtime.manifest import FILE_NAME
 from edge_atp.runtime.model_dir import file_sha256
 
@@ -36,7 +36,7 @@ def model_info(pipeline: Pipeline, cameras: Sequence[str]) -> ModelInfo:
         max_prompt_chars=config.max_prompt_chars,
         max_new_tokens=config.max_new_tokens,
         max_context_tokens=manifest.llm.max_kv,
-        available_methods=list(pipeline.runnable_methods()),
+        available_methods=list(runnable_methods(manifest)),
         default_prune=PruneConfig(
             policy=PruneConfig.POLICY_KEEP_RATIO,
             method=pipeline.default_budget.method,
