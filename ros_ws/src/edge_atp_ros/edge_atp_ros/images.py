@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import array
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -88,7 +89,7 @@ def to_rgb(message: Image | CompressedImage) -> NDArray[np.uint8]:
     return pixels if pixels.dtype == np.uint8 else cv2.convertScaleAbs(pixels, alpha=1 / 257)
 
 
-def _rows(message: Image, encoding: _Encoding) -> NDArray[np.generic]:
+def _rows(message: Image, encoding: _Encoding) -> NDArray[Any]:
     """(height, width[, channels]) view of the data without the padding at the end of each row."""
     height, width, step = message.height, message.width, message.step
     if height == 0 or width == 0:

@@ -139,6 +139,7 @@ class BagPlayer(Node):
         return not self._stopping.is_set()
 
     def _tick(self, time_ns: int) -> None:
+        assert self._clock_publisher is not None  # the callers have looked
         self._clock_publisher.publish(Clock(clock=to_stamp(time_ns)))
 
     def _publish(self, message: RecordedMessage) -> None:

@@ -65,7 +65,10 @@ def _run(create: Callable[[], Any], args: Sequence[str] | None, stop: StopReques
     from rclpy.signals import SignalHandlerOptions
 
     try:
-        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+        rclpy.init(
+            args=None if args is None else list(args),
+            signal_handler_options=SignalHandlerOptions.NO,
+        )
     except Exception as error:  # RCLError, which rclpy keeps in a private module
         raise StartError(str(error)) from error
     node = None

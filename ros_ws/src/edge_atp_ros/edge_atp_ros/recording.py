@@ -24,7 +24,7 @@ class RecordedTopic:
     """name, message class, whether messages begin with a Header, and whether it was latched."""
 
     name: str
-    message_type: type
+    message_type: Any
     stamped: bool
     latched: bool
 
@@ -129,7 +129,7 @@ def restamp(serialized: bytes, now_ns: int) -> bytes:
     return serialized[:_STAMP_OFFSET] + stamp + serialized[end:]
 
 
-def _message_class(name: str) -> type | None:
+def _message_class(name: str) -> Any:
     """The Python class of `package/msg/Name`, None where the package is not installed."""
     package, _, kind = name.partition("/msg/")
     try:

@@ -87,7 +87,7 @@ def warehouse(arguments: WarehouseArguments, share: Path) -> list[Process]:
         SettingError: a file does not exist, or camera_topics is malformed.
     """
     params_file = _existing("params_file", arguments.params_file or share / "params/warehouse.yaml")
-    common = {
+    common: dict[str, Any] = {
         "namespace": arguments.namespace,
         "parameter_files": (str(params_file),),
         "environment": _environment(share),

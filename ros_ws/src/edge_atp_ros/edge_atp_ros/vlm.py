@@ -154,6 +154,7 @@ class VlmNode(LifecycleNode):
 
     def _begin_serving(self) -> None:
         answerer = self._answerer
+        assert answerer is not None  # an inactive node is a configured one
         self._worker = Worker(
             serve=answerer.serve,
             cancel=answerer.cancel,
@@ -211,6 +212,8 @@ class VlmNode(LifecycleNode):
 
     def _ask(self, message: QueryMessage) -> None:
         answerer, worker = self._answerer, self._worker
+        assert answerer is not None  # the subscription lives only while the node is active
+        assert worker is not None
         question = self._intake.identify(message)
         try:
             pipeline = answerer.loaded.pipeline
