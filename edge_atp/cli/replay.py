@@ -100,6 +100,8 @@ def run(args: argparse.Namespace) -> int:
     questions = load_questions(args.queries)
     cameras = parse_cameras(args.camera)
     node = f"/{args.node.strip('/')}"
+    if node == "/":
+        raise ConfigError(f"--node is {args.node!r}; it must be a node's name, as /vlm_node")
     typestore = load_typestore()
     config = PipelineConfig(
         model=args.model,

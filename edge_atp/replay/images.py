@@ -7,6 +7,7 @@ Depth images and compressed formats other than OpenCV's are refused.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -18,7 +19,14 @@ from edge_atp.replay.bags import load_rosbags
 
 # OpenCV's own type names carry no colour order; as everywhere in OpenCV it is BGR.
 _COLOUR_NAMES = {"8UC1": "mono8", "8UC3": "bgr8", "8UC4": "bgra8", "16UC1": "mono16"}
-_SEMI_PLANAR = ("nv12", "nv21")
+_PACKED_YUV = ("uyvy", "yuv422", "yuyv", "yuv422_yuy2")
+_BAYER = ("bayer_rggb", "bayer_bggr", "bayer_gbrg", "bayer_grbg")
+_CHANNELS = {"rgb": 3, "bgr": 3, "rgba": 4, "bgra": 4, "mono": 1, **dict.fromkeys(_BAYER, 1)}
+_BYTES_PER_PIXEL = {
+    **{f"{colours}8": channels for colours, channels in _CHANNELS.items()},
+    **{f"{colours}16": 2 * channels for colours, channels in _CHANNELS.items()},
+    **dict.fromkeys(_PACKED_YUV, 2),
+}
 _FORMAT_MARKS = (("JPEG", b"\xff\xd8", b"\xff\xd9"), ("PNG", b"\x89PNG", b"IEND"))
 
 
@@ -34,18 +42,14 @@ def to_rgb(message: Any) -> NDArray[np.uint8]:
 def _convert(message: Any) -> NDArray[np.uint8]:
     image = load_rosbags("image")
     encoding = _COLOUR_NAMES.get(message.encoding, message.encoding)
+    if encoding not in _BYTES_PER_PIXEL:
+        known = ", ".join([*_BYTES_PER_PIXEL, *_COLOUR_NAMES])
+        raise ImageError(f"image encoding {message.encoding!r} is not supported; known: {known}")
+    row_bytes = message.width * _BYTES_PER_PIXEL[encoding]
+    packed = replace(message, encoding=encoding, step=row_bytes, data=_rows(message, row_bytes))
     try:
-        bits, colours, dtype, channels = image.image.to_cvtype(encoding)
-        if encoding in _SEMI_PLANAR or colours is image.image.Format.GENERIC:
-            raise image.ImageError(f"Format {message.encoding!r} is not supported")
-        pixels = _rows(message, np.dtype(dtype), channels)
-        converted = image.convert_color(pixels, encoding, "rgb8" if bits == 8 else "rgb16")
-    except image.ImageError as error:
-        raise ImageError(
-            f"image encoding {message.encoding!r} is not supported: {error}; record rgb8, bgr8,"
-            " mono8, a Bayer or a packed YUV encoding"
-        ) from error
-    except cv2.error as error:
+        converted = image.image_to_cvimage(packed, "rgb16" if encoding.endswith("16") else "rgb8")
+    except (image.ImageError, cv2.error) as error:
         raise ImageError(f"{message.encoding} image cannot be converted: {error}") from error
     rgb: NDArray[np.uint8] = (
         converted if converted.dtype == np.uint8 else cv2.convertScaleAbs(converted, alpha=1 / 257)
@@ -53,10 +57,9 @@ def _convert(message: Any) -> NDArray[np.uint8]:
     return rgb
 
 
-def _rows(message: Any, dtype: np.dtype[Any], channels: int) -> NDArray[Any]:
-    """(height, width[, channels]) pixels in this machine's byte order, without row padding."""
+def _rows(message: Any, row_bytes: int) -> NDArray[np.uint8]:
+    """(height * row_bytes,) the message's data without the padding at the end of each row."""
     height, width, step = message.height, message.width, message.step
-    row_bytes = width * channels * dtype.itemsize
     if height == 0 or width == 0:
         raise ImageError(f"image is empty ({width} x {height} pixels)")
     data = np.asarray(message.data, dtype=np.uint8)
@@ -66,10 +69,7 @@ def _rows(message: Any, dtype: np.dtype[Any], channels: int) -> NDArray[Any]:
             f" {message.encoding} need {row_bytes} bytes a row; step is {step}, data has"
             f" {data.size} bytes"
         )
-    recorded = dtype.newbyteorder(">" if message.is_bigendian else "<")
-    rows = data.reshape(height, step)[:, :row_bytes].view(recorded)
-    pixels = np.ascontiguousarray(rows, dtype=dtype)
-    return pixels if channels == 1 else pixels.reshape(height, width, channels)
+    return np.ascontiguousarray(data.reshape(height, step)[:, :row_bytes]).reshape(-1)
 
 
 def _decode(message: Any) -> NDArray[np.uint8]:

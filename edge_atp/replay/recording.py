@@ -107,7 +107,8 @@ def open_recording(
         if cameras:
             topics = _chosen(path, cameras, image_topics)
         else:
-            topics = _found(path, [t for t in image_topics if not t.startswith(f"{ignore}/")])
+            own = f"{ignore}/" if ignore else "//"  # no topic begins with two slashes
+            topics = _found(path, [t for t in image_topics if not t.startswith(own)])
         yield Recording(path, reader, topics)
 
 
