@@ -6,7 +6,7 @@ import torch
 
 import edge_atp.hf
 from edge_atp.errors import ConfigError, ShapeError
-from edge_atp.hf.methods import fastv
+from edge_atp.hf.methods import fastv, vtw
 from edge_atp.pruning.sparsevlm import recycle
 
 QUESTIONS = ["is there a red box?", "what is in front of the forklift, and how many pallets?"]
@@ -304,6 +304,35 @@ def test_scores_see_earlier_turns(model, attach, monkeypatch):
     torch.testing.assert_close(seen[-1], row)
     assert torch.equal(kept_second, row.sort(descending=True).indices[:5].sort().values)
     assert not torch.equal(kept_first, kept_second)
+
+
+def test_vtw_calibration_measures_every_layer(model):
+    inputs = [batch(), batch(QUESTIONS[:1])]
+    hooks = ref.hooks_of(model)
+    got = vtw.calibrate(model, inputs, layers=(1, 3))
+    assert ref.hooks_of(model) == hooks
+    for layer in (1, 3):
+        values = []
+        for prompts in inputs:
+            with torch.no_grad():
+                logits = model(**prompts).logits[:, -1].double()
+            for index, dense_logits in enumerate(logits):
+                embeds, visual = dense(model, prompts, index)
+                states, positions, _ = entering(model, embeds, {}, layer)
+                states, positions = states[~visual], positions[~visual]
+                for deeper in range(layer, 4):
+                    states = layers.run_layer(model, deeper, states, positions).detach()
+                last = model.lm_head(model.model.language_model.norm(states)[-1]).detach().double()
+                p = dense_logits.log_softmax(-1)
+                values.append((p.exp() * (p - last.log_softmax(-1))).sum())
+        torch.testing.assert_close(got[layer], float(torch.stack(values).mean()), rtol=1e-3, atol=0)
+
+
+def test_a_prompt_of_embeddings_does_not_tell_its_visual_rows(model, attach):
+    embeds, _ = dense(model, batch(), 0)
+    attach("fastv", 5, layer=2)
+    with pytest.raises(ConfigError, match=r"given as inputs_embeds, .* give input_ids"):
+        model(inputs_embeds=embeds[None])
 
 
 def test_prompts_without_images_are_untouched(model, attach):

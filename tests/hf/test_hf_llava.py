@@ -7,6 +7,7 @@ import torch
 
 import edge_atp.hf
 from edge_atp.errors import ConfigError, InvalidQueryError, MissingSignalError, ShapeError
+from edge_atp.hf.hooks.projector import ProjectorCut
 from edge_atp.pruning import available, load
 
 QUESTIONS = ["is there a red box?", "what is in front of the forklift, and how many pallets?"]
@@ -426,6 +427,50 @@ def test_the_question_changes_the_selection(model, attach):
     handle.set_question("which aisle is blocked?")
     ref.generate(model, inputs, steps=1)
     assert not torch.equal(handle.last_selections[0][0].scores, read)
+
+
+def test_every_prompt_can_have_its_own_question(model, attach):
+    inputs = batch()
+    handle = attach("atp", 6, alpha=1.0)
+    ref.generate(model, inputs, steps=1)
+    read = [row[0].scores for row in handle.last_selections]
+    ref.generate(model, inputs, steps=1, question=QUESTIONS)
+    again = [row[0].scores for row in handle.last_selections]
+    assert all(map(torch.equal, again, read))
+    ref.generate(model, inputs, steps=1, question=QUESTIONS[1])
+    assert torch.equal(handle.last_selections[1][0].scores, read[1])
+    assert not torch.equal(handle.last_selections[0][0].scores, read[0])
+    with pytest.raises(InvalidQueryError, match=r"2 questions were given, prompt 2 has none"):
+        ref.generate(model, batch([*QUESTIONS, "how many?"]), question=QUESTIONS)
+
+
+def test_padding_on_the_right_in_a_plain_forward(model, attach):
+    inputs = batch()
+    attach("atp", 6)
+    lengths = inputs["attention_mask"].sum(1)
+    width = inputs["input_ids"].shape[1]
+    right = {name: torch.zeros_like(inputs[name]) for name in ("input_ids", "attention_mask")}
+    for index, length in enumerate(lengths.tolist()):
+        for name, value in right.items():
+            value[index, :length] = inputs[name][index, width - length :]
+    with torch.no_grad():
+        logits = model(**right, pixel_values=inputs["pixel_values"]).logits
+        for index, length in enumerate(lengths.tolist()):
+            want = model(**sample_of(inputs, index)).logits[0, -1]
+            got = logits[index, length - (tiny.PATCHES - 6) - 1]
+            torch.testing.assert_close(got, want, atol=1e-3, rtol=1e-4)
+
+
+def test_a_failed_attach_leaves_nothing_behind(model, monkeypatch):
+    hooks = ref.hooks_of(model)
+
+    def broken(*_args):
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(ProjectorCut, "install", broken)
+    with pytest.raises(RuntimeError, match="no"):
+        edge_atp.hf.attach(model, tiny.TOKENIZER, "random", 6)
+    assert ref.hooks_of(model) == hooks
 
 
 def test_errors_name_the_fix(model, attach, tower):
