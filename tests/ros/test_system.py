@@ -98,6 +98,40 @@ def test_malformed_camera_topics_are_refused(value):
         parse_camera_topics(value)
 
 
+def write_metadata(folder: Path, *topics: tuple[str, str]) -> Path:
+    entries = [{"topic_metadata": {"name": name, "type": kind}} for name, kind in topics]
+    content = {"rosbag2_bagfile_information": {"topics_with_message_count": entries}}
+    (folder / "metadata.yaml").write_text(yaml.safe_dump(content))
+    return folder
+
+
+def test_the_image_topics_of_a_given_bag_become_the_cameras(tmp_path):
+    raw, compressed = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
+    bag = write_metadata(
+        tmp_path,
+        ("/left/image_raw", raw),
+        ("/left/image_raw/compressed", compressed),
+        ("/arm/wrist/image/compressed", compressed),
+        ("/tf", "tf2_msgs/msg/TFMessage"),
+    )
+    processes = table(bag=str(bag))
+    assert processes["bag_player"].parameters["bag"] == str(bag)
+    parameters = processes["vlm_node"].parameters
+    assert parameters["cameras"] == ["left", "arm_wrist"]
+    assert parameters["camera_topics"] == ["left/image_raw", "arm/wrist/image"]
+
+    named = table(bag=str(bag), camera_topics="eye=/arm/wrist/image")["vlm_node"].parameters
+    assert named["cameras"] == ["eye"]
+    shipped = table(bag=str(SHARE / "bags" / "warehouse_cell"))["vlm_node"].parameters
+    assert shipped["camera_topics"] == ["camera/image_raw"]
+
+
+def test_a_bag_with_damaged_metadata_is_named(tmp_path):
+    (tmp_path / "metadata.yaml").write_text("a: 1")
+    with pytest.raises(SettingError, match=str(tmp_path)):
+        table(bag=str(tmp_path))
+
+
 @pytest.mark.parametrize("name", ["bag", "params_file"])
 def test_a_file_that_is_missing_is_named(name):
     with pytest.raises(SettingError, match=f"{name} is /no/such, which does not exist"):

@@ -1,7 +1,8 @@
 """The table of processes of the warehouse system: the one definition of what runs.
 
 `launch/warehouse.launch.py` turns it into launch actions and ``runner`` into child processes.
-Standard library only: `ros2 launch` runs on the system's Python, which need not hold the core.
+Standard library and PyYAML only: `ros2 launch` runs on the system's Python, which need not hold
+the core library.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 PACKAGE = "edge_atp"
 DEFAULT_BAG = "warehouse_cell"
 NO_BAG = "none"
 RESPAWN_DELAY_S = 2.0
+_IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 _PROFILE_VARIABLE = "FASTRTPS_DEFAULT_PROFILES_FILE"
 
 
@@ -56,7 +60,8 @@ class WarehouseArguments:
     model: model directory, or the name of a shipped model.
     camera_topics: comma-separated image topics, each `topic` or `name=topic`. With topics given,
         no bag is played unless `bag` names one.
-    bag: recording to play as the camera; "none": real cameras; "": the shipped one.
+    bag: recording to play as the camera; "none": real cameras; "": the shipped one. Its image
+        topics become the cameras, unless `camera_topics` names them.
     params_file: ROS parameter file for all nodes.
     use_sim_time: the player publishes /clock and keeps the recorded stamps; all nodes follow.
     planner: run the planner example.
@@ -153,13 +158,38 @@ def parse_camera_topics(value: str) -> dict[str, str]:
     return topics
 
 
+def recorded_cameras(bag: Path) -> dict[str, str]:
+    """Image topics of a rosbag2 folder by camera name; none for a single file.
+
+    The topics are relative, as the player publishes them.
+    Raises:
+        SettingError: the folder's metadata.yaml is no rosbag2 metadata.
+    """
+    path = bag / "metadata.yaml"
+    if not path.is_file():
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))["rosbag2_bagfile_information"]
+        entries = [topic["topic_metadata"] for topic in content["topics_with_message_count"]]
+        images = [entry["name"] for entry in entries if entry["type"] in _IMAGE_TYPES]
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise SettingError(f"bag is {bag}, whose metadata.yaml cannot be read: {error}") from error
+    # A camera may be recorded raw and compressed: one camera.
+    bases = dict.fromkeys(name.removesuffix("/compressed").lstrip("/") for name in images)
+    return parse_camera_topics(",".join(bases)) if bases else {}
+
+
 def _vlm_parameters(arguments: WarehouseArguments) -> dict[str, Any]:
     parameters: dict[str, Any] = {}
     for name in ("engine", "model"):
         if value := getattr(arguments, name):
             parameters[name] = value
+    topics = {}
     if arguments.camera_topics:
         topics = parse_camera_topics(arguments.camera_topics)
+    elif arguments.bag not in ("", NO_BAG):
+        topics = recorded_cameras(_existing("bag", arguments.bag))
+    if topics:
         parameters["cameras"] = list(topics)
         parameters["camera_topics"] = list(topics.values())
     return parameters
