@@ -82,6 +82,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--keep-ratio", type=float, help="default share of visual tokens kept")
     parser.add_argument("--relevance-source", choices=("raw", "negated", "value"))
     parser.add_argument("--accuracy-set", help="labelled data set; gate of quantised exports")
+    parser.add_argument(
+        "--no-compare",
+        dest="compare",
+        action="store_false",
+        default=None,
+        help="skip the parity gates, for models whose original does not fit into memory",
+    )
     parser.add_argument("--parity-images", help="folder of pictures for the parity gates")
     return parser
 
@@ -93,6 +100,8 @@ def _summarise(directory: ModelDirectory, seconds: float) -> None:
             name, f"{gate['value']:.3g}", "" if gate["limit"] is None else f"{gate['limit']:.3g}"
         )
     _console.print(table)
+    if not directory.manifest.parity["gates"]:
+        _console.print("[yellow]not compared with the original model[/yellow]")
     size = sum(spec.bytes for spec in directory.manifest.files)
     _console.print(f"{len(directory.manifest.files)} files, {size / 1e6:.1f} MB")
 

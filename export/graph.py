@@ -20,7 +20,8 @@ from export.linear_forms import LinearForm, float_linear
 
 OPSET = 18
 CONTRIB = "com.microsoft"
-_IR_VERSION = 8
+# File format version: the oldest that carries the operator set.
+_IR_VERSIONS = {17: 8, 18: 8, 24: 11}
 # Tensors below this size stay in the graph file even when weights are external: shape inference
 # and constant folding read them.
 _INLINE_BYTES = 1024
@@ -158,7 +159,7 @@ class GraphBuilder:
         opsets = [helper.make_opsetid("", self._opset)]
         opsets += [helper.make_opsetid(domain, 1) for domain in sorted(self._domains)]
         model = helper.make_model(graph, opset_imports=opsets, producer_name="edge_atp")
-        model.ir_version = _IR_VERSION
+        model.ir_version = _IR_VERSIONS[self._opset]
         path.write_bytes(model.SerializeToString())
         onnx.checker.check_model(str(path))
 

@@ -6,6 +6,7 @@ its opposite: two different inputs must give different outputs, or agreement wou
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -89,6 +90,7 @@ def run_gates(
         ArtifactError: a gate failed; the message lists each with value and limit.
     """
     settings = sources.settings
+    _require_memory(sources)
     reference = Reference(settings.checkpoint, sources.tower, settings.embed_layer)
     engine = Engine.load(directory, "ort-cpu")
     inputs = make_inputs(settings, directory.manifest)
@@ -112,6 +114,28 @@ def run_gates(
         "max_new_tokens": settings.parity_new_tokens,
         "gates": measured.as_json(),
     }
+
+
+def _require_memory(sources: Sources) -> None:
+    """The original in float32 and the engine's own copy must fit side by side.
+
+    Raises:
+        ArtifactError: they do not; says how much is missing.
+    """
+    storage = 4 if sources.model.tensors.dtype("llm.embed_tokens.weight") == "float32" else 2
+    needed = 2 * sources.model.tensors.num_bytes() * 4 // storage
+    try:
+        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return
+    # Pages of the file cache count as used there, so only a clear lack is an error.
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > max(available, total * 9 // 10):
+        raise ArtifactError(
+            f"comparing with the original takes about {needed / 1e9:.0f} GB of memory, this"
+            f" machine has {total / 1e9:.0f}; export on a larger one, or with --no-compare (the"
+            " manifest then says that nothing was compared)"
+        )
 
 
 def _compare_encoders(

@@ -32,6 +32,7 @@ class ExportSettings:
     accuracy_set: labelled data set (``edge_atp.evaluation.dataset``) on which a quantised export
         must stay within a point of float32; empty for no such gate.
     parity_images: folder of pictures for the parity gates; empty uses synthetic ones.
+    compare: run the parity gates; without, the manifest says that nothing was compared.
     parity_new_tokens: answer tokens compared per prompt.
     """
 
@@ -55,6 +56,7 @@ class ExportSettings:
     parity_images: str = ""
     parity_questions: tuple[str, ...] = ()
     parity_new_tokens: int = 16
+    compare: bool = True
 
     def __post_init__(self) -> None:
         get_precision(self.precision, self.dialect)

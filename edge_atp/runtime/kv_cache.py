@@ -1,12 +1,14 @@
-"""The KV cache in the two forms that decoder graphs use.
+"""The KV cache in the forms that decoder graphs use.
 
-``SharedKvCache`` belongs to dialect ``ort-gqa``: one buffer per layer of ``max_kv`` positions,
-allocated once, read and written in place on the device. ``GrowingKvCache`` belongs to dialects
-``prim17`` and ``prim18``: past keys and values are inputs, extended ones are outputs.
+``SharedKvCache`` belongs to dialect ``ort-gqa`` and ``StaticKvCache`` to ``std24``: one buffer per
+layer of ``max_kv`` positions, allocated once, read and written in place on the device.
+``GrowingKvCache`` belongs to ``prim17`` and ``prim18``: past keys and values are inputs, extended
+ones are outputs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -43,10 +45,11 @@ def make_kv_cache(dialect: str, session: Session, llm: LlmSpec) -> KvCache:
     Raises:
         ArtifactError: unknown dialect.
     """
-    caches: dict[str, type[SharedKvCache] | type[GrowingKvCache]] = {
+    caches: dict[str, Callable[[Session, LlmSpec], KvCache]] = {
         "ort-gqa": SharedKvCache,
         "prim17": GrowingKvCache,
         "prim18": GrowingKvCache,
+        "std24": StaticKvCache,
     }
     if dialect not in caches:
         raise ArtifactError(
@@ -61,14 +64,10 @@ class SharedKvCache:
 
     def __init__(self, session: Session, llm: LlmSpec) -> None:
         self._session = session
+        self._llm = llm
         self._length = 0
-        aliases = {
-            f"past.{i}.{kind}": f"present.{i}.{kind}"
-            for i in range(llm.layers)
-            for kind in ("key", "value")
-        }
         shape = (1, llm.kv_heads, llm.max_kv, llm.head_dim)
-        self._state = session.allocate_state(aliases, shape, np.float32)
+        self._state = session.allocate_state(_aliases(llm), shape, np.float32)
 
     @property
     def length(self) -> int:
@@ -86,17 +85,32 @@ class SharedKvCache:
 
     def forward(self, inputs_embeds: NDArray[np.float32]) -> NDArray[np.float32]:
         """Append (S, H) tokens; returns the logits (vocab,) of the last one."""
-        total = self._length + int(inputs_embeds.shape[0])
-        inputs: Arrays = {
-            "inputs_embeds": inputs_embeds[None],
+        inputs = {"inputs_embeds": inputs_embeds[None], **self._where(len(inputs_embeds))}
+        outputs = self._session.run_in_place(inputs, self._state, ("logits",))
+        self._length += len(inputs_embeds)
+        logits: NDArray[np.float32] = outputs["logits"][0]
+        return logits
+
+    def _where(self, new: int) -> Arrays:
+        """The graph's inputs that place ``new`` tokens behind those in the cache."""
+        total = self._length + new
+        return {
             # The operator wants the index of the last position, and the total apart from it.
             "seqlens_k": np.array([total - 1], np.int32),
             "total_sequence_length": np.array(total, np.int32),
         }
-        outputs = self._session.run_in_place(inputs, self._state, ("logits",))
-        self._length = total
-        logits: NDArray[np.float32] = outputs["logits"][0]
-        return logits
+
+
+class StaticKvCache(SharedKvCache):
+    """The same buffers, for graphs that are told where to write and what to hide."""
+
+    def _where(self, new: int) -> Arrays:
+        rows = self._length + np.arange(new)
+        return {
+            "position_ids": rows.astype(np.int64)[None],
+            "write_indices": np.array([self._length], np.int64),
+            "attention_bias": _causal_bias(rows, self._llm.max_kv, self._llm.sliding_window),
+        }
 
 
 class GrowingKvCache:
@@ -105,11 +119,7 @@ class GrowingKvCache:
     def __init__(self, session: Session, llm: LlmSpec) -> None:
         self._session = session
         self._llm = llm
-        self._aliases = {
-            f"past.{i}.{kind}": f"present.{i}.{kind}"
-            for i in range(llm.layers)
-            for kind in ("key", "value")
-        }
+        self._aliases = _aliases(llm)
         shape = (1, llm.kv_heads, llm.max_kv, llm.head_dim)
         self._carry = session.allocate_carry(self._aliases, shape, np.float32)
 
@@ -138,19 +148,34 @@ class GrowingKvCache:
     def forward(self, inputs_embeds: NDArray[np.float32]) -> NDArray[np.float32]:
         """Append (S, H) tokens; returns the logits (vocab,) of the last one."""
         past, new = self.length, int(inputs_embeds.shape[0])
-        # Row r may see every past position and the new ones up to itself.
-        ahead = np.arange(past + new)[None, :] - (past + np.arange(new)[:, None])
-        hidden = ahead > 0
-        if self._llm.sliding_window:
-            hidden |= ahead <= -self._llm.sliding_window
+        rows = np.arange(past, past + new)
         outputs = self._session.run_carrying(
             {
                 "inputs_embeds": inputs_embeds[None],
-                "position_ids": np.arange(past, past + new, dtype=np.int64)[None],
-                "attention_bias": np.where(hidden, _NEG_INF, np.float32(0))[None, None],
+                "position_ids": rows.astype(np.int64)[None],
+                "attention_bias": _causal_bias(rows, past + new, self._llm.sliding_window),
             },
             self._carry,
             ("logits",),
         )
         logits: NDArray[np.float32] = outputs["logits"][0]
         return logits
+
+
+def _aliases(llm: LlmSpec) -> dict[str, str]:
+    """Cache input -> cache output, for every layer's keys and values."""
+    return {
+        f"past.{layer}.{kind}": f"present.{layer}.{kind}"
+        for layer in range(llm.layers)
+        for kind in ("key", "value")
+    }
+
+
+def _causal_bias(rows: NDArray[np.int64], num_keys: int, window: int | None) -> NDArray[np.float32]:
+    """(1, 1, R, num_keys): 0 where the token at position ``rows[r]`` may look, else very low."""
+    ahead = np.arange(num_keys)[None, :] - rows[:, None]
+    hidden = ahead > 0
+    if window:
+        hidden |= ahead <= -window
+    bias: NDArray[np.float32] = np.where(hidden, _NEG_INF, np.float32(0))[None, None]
+    return bias

@@ -88,7 +88,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-@pytest.mark.parametrize("dialect", ["ort-gqa", "prim17", "prim18"])
+@pytest.mark.parametrize("dialect", ["ort-gqa", "prim17", "prim18", "std24"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_prefill_and_decode_match_transformers(
     checkpoints: dict[str, Path], variant: str, dialect: str, tmp_path: Path
@@ -102,7 +102,7 @@ def test_prefill_and_decode_match_transformers(
     assert np.ptp(expected[LENGTH - 1 :], axis=0).max() > 0.1  # the steps differ from each other
 
 
-@pytest.mark.parametrize("dialect", ["ort-gqa", "prim17", "prim18"])
+@pytest.mark.parametrize("dialect", ["ort-gqa", "prim17", "prim18", "std24"])
 def test_truncated_cache_continues_as_if_new(
     checkpoints: dict[str, Path], dialect: str, tmp_path: Path
 ) -> None:
@@ -144,5 +144,5 @@ def test_missing_tensor_is_named(checkpoints: dict[str, Path], tmp_path: Path) -
 
 
 def test_unknown_dialect_lists_the_choices() -> None:
-    with pytest.raises(ConfigError, match=r"'prim99'.*ort-gqa, prim17, prim18"):
+    with pytest.raises(ConfigError, match=r"'prim99'.*ort-gqa, prim17, prim18, std24"):
         load_dialect("prim99")

@@ -17,7 +17,9 @@ from edge_atp.runtime.engine import Engine
 from edge_atp.runtime.model_dir import ModelDirectory
 from export import recipe
 from export.__main__ import main
+from export.checkpoint import TensorStore
 from export.graph import GraphBuilder
+from export.parity import run_gates
 from export.settings import ExportSettings, read_settings
 
 
@@ -110,6 +112,20 @@ def test_disk_full_leaves_nothing(
     assert code == 1
     assert "No space left" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_original_that_does_not_fit_into_memory(
+    settings: ExportSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TensorStore, "num_bytes", lambda self, prefix="": 10**13)
+    with pytest.raises(ArtifactError, match=r"takes about \d+ GB.*--no-compare"):
+        run_gates(recipe.read_sources(settings), None, lambda step: None)
+
+
+def test_export_without_comparing_says_so(settings: ExportSettings, tmp_path: Path) -> None:
+    plain = dataclasses.replace(settings, compare=False)
+    directory = recipe.export_model(plain, tmp_path / "model", progress=lambda step: None)
+    assert directory.manifest.parity == {"compared": False, "gates": {}}
 
 
 def test_refuses_to_replace_what_is_no_export(settings: ExportSettings, tmp_path: Path) -> None:
