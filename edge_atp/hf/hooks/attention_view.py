@@ -50,10 +50,14 @@ class AttentionView:
         self, visual: Tensor, valid: Tensor, cache: Any, past: Callable[[int], Tensor | None]
     ) -> None:
         """A new prompt: row flags (B, m), its cache, and the validity of the cached keys."""
-        self._tapped.clear()
-        self._entering = None
+        self.release()
         self._visual, self._valid = visual, valid
         self._cache, self._past = cache, past
+
+    def release(self) -> None:
+        """Let go of the captured states."""
+        self._tapped.clear()
+        self._entering = None
 
     def capture(self, layer: int) -> Any:
         """Hook that keeps the attention input of a layer."""

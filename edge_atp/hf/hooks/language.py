@@ -19,20 +19,43 @@ from edge_atp.hf.hooks.installation import Installation
 from edge_atp.hf.hooks.rows import RowCut
 
 
-@dataclass
+@dataclass(frozen=True)
 class CacheState:
     """What a KV cache holds of the caller's token sequence.
 
     seen: tokens of the caller's sequence processed so far.
-    held: rows in the cache's first layer.
-    valid: (B, held) bool, rows that are not padding.
+    valid: (B, held) bool, rows of the cache's first layer that are not padding.
     dropped: (B, 1) int64, visual tokens left out so far.
+    is_pruned, is_padded: whether any ``dropped`` is above 0, and any ``valid`` is false; kept as
+        flags, so that a decoding step need not wait for the device.
     """
 
     seen: int
-    held: int
     valid: Tensor
     dropped: Tensor
+    is_pruned: bool = False
+    is_padded: bool = False
+
+    @staticmethod
+    def empty(batch: int, device: Any) -> CacheState:
+        """Of a cache that holds nothing."""
+        valid = torch.zeros((batch, 0), dtype=torch.bool, device=device)
+        return CacheState(0, valid, torch.zeros((batch, 1), dtype=torch.int64, device=device))
+
+    @property
+    def held(self) -> int:
+        """Rows in the cache's first layer."""
+        return int(self.valid.shape[1])
+
+    def extended(self, length: int, valid: Tensor, dropped: Tensor | None) -> CacheState:
+        """After ``length`` more tokens, of which ``valid`` (B, m) rows were written."""
+        return CacheState(
+            seen=self.seen + length,
+            valid=torch.cat((self.valid, valid), dim=1),
+            dropped=self.dropped if dropped is None else self.dropped + dropped,
+            is_pruned=self.is_pruned or dropped is not None,
+            is_padded=self.is_padded or not bool(valid.all()),
+        )
 
 
 @dataclass
@@ -125,45 +148,25 @@ class LanguageEntrance:
             )
         cache = kwargs.get("past_key_values")
         _check_cache(cache)
-        state = self.state(cache)
-        self._check_length(cache, state)
         batch, length = embeds.shape[:2]
-        seen = 0 if state is None else state.seen
-        new_valid = _new_part(kwargs.get("attention_mask"), seen, batch, length, embeds.device)
-        # A decoding step carries one text token; looking for NaN there would only cost a sync.
-        keep = ~torch.isnan(embeds[..., 0]) if length > 1 else torch.ones_like(new_valid)
-        visual = self._visual
-        pruned = state is not None and bool((state.dropped > 0).any())
-        dropped = state.dropped if state is not None else new_valid.new_zeros((batch, 1)).long()
-        if length > 1 and not bool(keep.all()):
-            if not bool(keep.any(1).all()):
-                raise ConfigError(
-                    "a prefill chunk holds no kept token of some prompt; raise prefill_chunk_size"
-                )
+        state = self.state(cache) or CacheState.empty(batch, embeds.device)
+        _check_length(cache, state)
+        valid = _new_part(kwargs.get("attention_mask"), state.seen, batch, length, embeds.device)
+        keep, visual, dropped = _kept_rows(embeds), self._visual, None
+        if keep is not None:
             cut = RowCut.from_mask(keep)
-            positions = self._positions(kwargs, keep, dropped, seen)
-            kwargs = {
-                **kwargs,
-                "inputs_embeds": cut.rows(embeds),
-                "position_ids": cut.positions(positions),
-            }
-            new_valid = cut.flags(new_valid)
+            kwargs["inputs_embeds"] = cut.rows(embeds)
+            kwargs["position_ids"] = cut.positions(self._positions(kwargs, keep, state))
+            valid, dropped = cut.flags(valid), (~keep).sum(1, keepdim=True)
             visual = None if visual is None else cut.flags(visual)
-            dropped = dropped + (~keep).sum(1, keepdim=True)
-            pruned = True
-        elif pruned:
-            kwargs = {**kwargs, "position_ids": self._positions(kwargs, keep, dropped, seen)}
-        valid = new_valid if state is None else torch.cat((state.valid, new_valid), dim=1)
-        if pruned:
-            kwargs["attention_mask"] = self._mask(valid, cache)
-            if kwargs.get("cache_position") is not None:
-                # Releases before 5 build the mask from the rows' places in the cache.
-                kwargs["cache_position"] = torch.arange(
-                    valid.shape[1] - new_valid.shape[1], valid.shape[1], device=valid.device
-                )
-        self.step = Step(visual, valid, cache, pruned)
+        elif state.is_pruned:
+            kwargs["position_ids"] = self._positions(kwargs, torch.ones_like(valid), state)
+        after = state.extended(length, valid, dropped)
+        if after.is_pruned:
+            _replace_mask(kwargs, after, cache, valid.shape[1])
+        self.step = Step(visual, after.valid, cache, after.is_pruned)
         if cache is not None:
-            self._states[cache] = CacheState(seen + length, valid.shape[1], valid, dropped)
+            self._states[cache] = after
         return args, kwargs
 
     def _hide_position_ids(
@@ -178,36 +181,53 @@ class LanguageEntrance:
             kwargs["position_ids"] = None
         return args, kwargs
 
-    def _positions(
-        self, kwargs: dict[str, Any], keep: Tensor, dropped: Tensor, seen: int
-    ) -> Tensor:
+    def _positions(self, kwargs: dict[str, Any], keep: Tensor, state: CacheState) -> Tensor:
         """Position ids of the tokens given, under the position policy, before the cut."""
         positions = kwargs.get("position_ids")
         if positions is None:
-            positions = torch.arange(seen, seen + keep.shape[1], device=keep.device)[None]
+            stop = state.seen + keep.shape[1]
+            positions = torch.arange(state.seen, stop, device=keep.device)[None]
         positions = positions.expand(*positions.shape[:-2], *keep.shape)
         if self._policy == "original":
             return positions
-        before = dropped + (~keep).cumsum(1)
+        before = state.dropped + (~keep).cumsum(1)
         return (positions - before).clamp(min=0)
 
-    @staticmethod
-    def _mask(valid: Tensor, cache: Any) -> Tensor | None:
-        # Without a cache an absent mask would make transformers read gaps in the position ids as
-        # boundaries of packed sequences.
-        if cache is not None and bool(valid.all()):
-            return None
-        return valid.long()
 
-    @staticmethod
-    def _check_length(cache: Any, state: CacheState | None) -> None:
-        held = 0 if cache is None else int(cache.get_seq_length())
-        expected = 0 if state is None else state.held
-        if held != expected:
-            raise InferenceError(
-                f"the KV cache holds {held} tokens where {expected} were written while pruning was"
-                " attached; caches that were cropped, or filled before attach, cannot be continued"
-            )
+def _kept_rows(embeds: Tensor) -> Tensor | None:
+    """(B, n) bool, rows that pruning left; None when it left all."""
+    # A decoding step carries one text token; looking for NaN there would only cost a sync.
+    if embeds.shape[1] == 1:
+        return None
+    keep = ~torch.isnan(embeds[..., 0])
+    if bool(keep.all()):
+        return None
+    if not bool(keep.any(1).all()):
+        raise ConfigError(
+            "a prefill chunk holds no kept token of some prompt; raise prefill_chunk_size"
+        )
+    return keep
+
+
+def _replace_mask(kwargs: dict[str, Any], after: CacheState, cache: Any, rows: int) -> None:
+    """Give the language model the mask of what the cache really holds."""
+    # Without a cache an absent mask would make transformers read gaps in the position ids as
+    # boundaries of packed sequences.
+    absent = cache is not None and not after.is_padded
+    kwargs["attention_mask"] = None if absent else after.valid.long()
+    if kwargs.get("cache_position") is not None:
+        # Releases before 5 build the mask from the rows' places in the cache.
+        places = torch.arange(after.held - rows, after.held, device=after.valid.device)
+        kwargs["cache_position"] = places
+
+
+def _check_length(cache: Any, state: CacheState) -> None:
+    held = 0 if cache is None else int(cache.get_seq_length())
+    if held != state.held:
+        raise InferenceError(
+            f"the KV cache holds {held} tokens where {state.held} were written while pruning was"
+            " attached; caches that were cropped, or filled before attach, cannot be continued"
+        )
 
 
 def _check_cache(cache: Any) -> None:
