@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import subprocess
 import sys
 import time
 import types
@@ -144,6 +145,25 @@ def test_the_profile_is_set_unless_the_user_has_one(monkeypatch):
     assert Path(environment["FASTRTPS_DEFAULT_PROFILES_FILE"]).is_file()
     monkeypatch.setenv("FASTRTPS_DEFAULT_PROFILES_FILE", "/mine.xml")
     assert table()["vlm_node"].environment == {}
+
+
+def test_sourcing_the_workspace_names_the_profile():
+    """A client in another shell needs it as much as the node does."""
+    index = pytest.importorskip("ament_index_python", reason="needs the built workspace")
+    setup = Path(index.get_package_prefix("edge_atp")).parent / "local_setup.bash"
+    if not setup.is_file():
+        pytest.skip(f"the workspace was installed without {setup.name} (merged layout)")
+    variable = "FASTRTPS_DEFAULT_PROFILES_FILE"
+    script = f"source {setup} >/dev/null; echo ${variable}"
+    env = {name: value for name, value in os.environ.items() if name != variable}
+    for given in ({}, {variable: "/mine.xml"}):
+        out = subprocess.run(
+            ["bash", "-c", script], env=env | given, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        if given:
+            assert out == "/mine.xml", "a profile of the user's own wins"
+        else:
+            assert Path(out).samefile(SHARE / "fastdds_large_images.xml")
 
 
 def test_a_command_line_carries_everything():

@@ -44,6 +44,8 @@ setup(
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
         (f"share/{PACKAGE}", ["package.xml"]),
+        # Sourcing the workspace sets the Fast DDS profile unless the user has one (colcon.pkg).
+        (f"share/{PACKAGE}/hook", ["hook/fastdds_profile.dsv"]),
         *launch_data_files(),
     ],
     install_requires=["setuptools"],
