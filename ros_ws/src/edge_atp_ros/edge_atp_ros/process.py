@@ -7,12 +7,14 @@ twice (once through the terminal, once itself); the second one must not break th
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 _POLL_S = 0.1
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StartError(Exception):
@@ -24,7 +26,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._requested = False
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in _SIGNALS:
             signal.signal(number, self._request)
 
     def __bool__(self) -> bool:
@@ -34,20 +36,21 @@ class StopRequest:
         self._requested = True
 
 
-def run_node(create: Callable[[], Any], args: Sequence[str] | None = None) -> int:
+def run_node(load: Callable[[], Callable[[], Any]], args: Sequence[str] | None = None) -> int:
     """Create a node, spin it until a signal arrives, destroy it.
 
     Args:
-        create: builds the node, with whatever imports that takes. If the node has a method
-            ``start``, it is called before spinning; once an attribute ``finished`` is true,
-            the node ends by itself, with the exit code in its attribute ``exit_code``.
+        load: imports the node's class and returns it. If a node has a method ``start``, it is
+            called before spinning; once an attribute ``finished`` is true, the node ends by
+            itself, with the exit code in its attribute ``exit_code``.
         args: command line with ROS arguments; None: the process's own.
     Returns:
         The exit code: 0 after a signal or the node's own end, 1 if the node could not start.
     """
-    stop = StopRequest()
+    for number in _SIGNALS:
+        signal.signal(number, _exit_at_once)
     try:
-        return _run(create, args, stop)
+        return _run(load, args)
     except StartError as error:
         reason = str(error)
     except ModuleNotFoundError as error:
@@ -55,15 +58,25 @@ def run_node(create: Callable[[], Any], args: Sequence[str] | None = None) -> in
             f"{error.name} is not installed for {sys.executable}; install it there, or build and"
             " start the nodes with the interpreter that has it (scripts/with_ros in a checkout)"
         )
+    finally:
+        # While the interpreter ends, it gives up its handlers: a second interrupt would kill it.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     print(f"cannot start: {reason}", file=sys.stderr)
     return 1
 
 
-def _run(create: Callable[[], Any], args: Sequence[str] | None, stop: StopRequest) -> int:
+def _exit_at_once(_number: int, _frame: Any) -> None:
+    # Importing takes a second or more, and nothing exists yet that has to be closed.
+    os._exit(0)
+
+
+def _run(load: Callable[[], Callable[[], Any]], args: Sequence[str] | None) -> int:
     import rclpy
     from rclpy.executors import SingleThreadedExecutor
     from rclpy.signals import SignalHandlerOptions
 
+    create = load()
+    stop = StopRequest()
     try:
         rclpy.init(
             args=None if args is None else list(args),

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from edge_atp_ros.process import run_node
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the node until a signal arrives; returns the exit code."""
-    return run_node(_create, args)
+    return run_node(_load, args)
 
 
-def _create() -> Any:
+def _load() -> type:
     from edge_atp_ros.vlm import VlmNode
 
-    return VlmNode()
+    return VlmNode
 
 
 if __name__ == "__main__":
