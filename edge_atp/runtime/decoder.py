@@ -5,13 +5,14 @@ Knows nothing of tokenisation of the prompt or of images; it sees embeddings.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_atp.errors import BudgetExceededError, InferenceError
+from edge_atp.runtime.choices import score_sequences
 from edge_atp.runtime.kv_cache import KvCache
 
 
@@ -49,6 +50,34 @@ class GreedyDecoder:
         self._kv_cache.truncate(0)
         return self._kv_cache.forward(inputs_embeds)
 
+    def score(
+        self,
+        inputs_embeds: NDArray[np.float32],
+        answers: Sequence[tuple[int, ...]],
+        on_prefill: Callable[[], None] | None = None,
+    ) -> NDArray[np.float64]:
+        """Log-probability of each answer (token ids, end token last) after (S, H) embeddings.
+
+        Raises:
+            BudgetExceededError: the longest answer does not fit behind the prompt.
+        """
+        # The last token of an answer needs no slot in the cache.
+        logits = self._prefill(inputs_embeds, max(map(len, answers)) - 1)
+        if on_prefill:
+            on_prefill()
+        return score_sequences(self._kv_cache, self._embed_tokens, logits, answers)
+
+    def _prefill(self, inputs_embeds: NDArray[np.float32], room: int) -> NDArray[np.float32]:
+        length = int(inputs_embeds.shape[0])
+        if length + room > self._max_kv:
+            raise BudgetExceededError(
+                f"the prompt has {length} tokens; llm.max_kv is {self._max_kv} and must leave room"
+                f" for {max(room, 1)} tokens of the answer. Keep fewer visual tokens or shorten"
+                " the question"
+            )
+        self._kv_cache.truncate(0)
+        return self._kv_cache.forward(inputs_embeds)
+
     def generate(
         self,
         inputs_embeds: NDArray[np.float32],
@@ -69,13 +98,7 @@ class GreedyDecoder:
             InferenceError: the backend failed, or the logits are not finite.
         """
         length = int(inputs_embeds.shape[0])
-        if length >= self._max_kv:
-            raise BudgetExceededError(
-                f"the prompt has {length} tokens; llm.max_kv is {self._max_kv} and must leave room"
-                " for the answer. Keep fewer visual tokens or shorten the question"
-            )
-        self._kv_cache.truncate(0)
-        logits = self._kv_cache.forward(inputs_embeds)
+        logits = self._prefill(inputs_embeds, 1)
         if on_prefill:
             on_prefill()
         # The last token needs no slot in the cache: it is never fed back.

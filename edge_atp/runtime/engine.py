@@ -24,6 +24,7 @@ from edge_atp.errors import (
 )
 from edge_atp.pruning.base import InModelPruner
 from edge_atp.runtime import sessions
+from edge_atp.runtime.choices import ChoiceScores, normalise
 from edge_atp.runtime.decoder import GreedyDecoder
 from edge_atp.runtime.in_llm import load_rule
 from edge_atp.runtime.in_llm.decoder import BlockDecoder, CutPlan
@@ -263,6 +264,31 @@ class Engine:
             mean_token_prob=float(np.mean(tokens.probabilities)) if tokens.probabilities else 0.0,
             finish=tokens.finish,
         )
+
+    def score_choices(
+        self,
+        prompt: Prompt,
+        choices: Sequence[str],
+        *,
+        cut: InModelPruner | None = None,
+        num_kept: int | None = None,
+        on_prefill: Callable[[], None] | None = None,
+    ) -> ChoiceScores:
+        """Probability of each answer of a closed set.
+
+        Args:
+            choices: two or more different answers, as the model would write them.
+            cut, num_kept, on_prefill: as in ``generate``.
+        Raises:
+            InvalidQueryError: fewer than two choices, an empty one, or two alike.
+            BudgetExceededError: the longest answer does not fit behind the prompt.
+        """
+        answers = self._prompt.encode_choices(choices)
+        end = self.directory.manifest.llm.eos_token_ids[0]
+        self._plan_cuts(prompt, cut, num_kept)
+        sequences = [(*ids, end) for ids in answers]
+        log_probs = self._decoder.score(prompt.inputs_embeds, sequences, on_prefill)
+        return ChoiceScores(tuple(choices), log_probs, normalise(log_probs))
 
     @property
     def kept_by_layer(self) -> dict[int, NDArray[np.int64]]:

@@ -5,6 +5,7 @@ Uses the ``tokenizers`` library alone. Knows nothing of graphs or embeddings.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,30 @@ class PromptTokenizer:
         """Token ids (M,) of a text alone, without template or special tokens."""
         ids = self._tokenizer.encode(text.strip(), add_special_tokens=False).ids
         return np.array(ids, np.int64)
+
+    def encode_choices(self, choices: Sequence[str]) -> list[tuple[int, ...]]:
+        """Token ids of each possible answer, as it would follow the prompt.
+
+        Raises:
+            InvalidQueryError: fewer than two, an empty one, or two that are the same tokens.
+        """
+        # Answers follow the prompt behind a space unless the prompt ends with one.
+        lead = "" if self._spec.template[-1:].isspace() else " "
+        answers = [
+            tuple(self._tokenizer.encode(lead + text.strip(), add_special_tokens=False).ids)
+            for text in choices
+        ]
+        if len(answers) < 2:
+            raise InvalidQueryError(f"choices has {len(answers)} entries; give two or more")
+        for number, ids in enumerate(answers):
+            if not choices[number].strip():
+                raise InvalidQueryError(f"choices[{number}] is empty")
+            if ids in answers[:number]:
+                raise InvalidQueryError(
+                    f"choices[{number}] {choices[number]!r} is the same answer as"
+                    f" {choices[answers.index(ids)]!r}"
+                )
+        return answers
 
     def decode(self, token_ids: list[int]) -> str:
         """Text of generated tokens, special tokens removed."""

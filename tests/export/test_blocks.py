@@ -124,6 +124,21 @@ def test_keeping_all_is_the_identity(blocks: Engine, pixels: np.ndarray) -> None
     assert kept == blocks.generate(prompt, max_new_tokens=NEW_TOKENS)
 
 
+def test_choices_behind_a_cut_prompt(blocks: Engine, pixels: np.ndarray) -> None:
+    """Answers are scored one after the other: each must find the cache as the prompt left it."""
+    features = blocks.encode_image(pixels).patch_features
+    prompt = blocks.embed_prompt(QUESTION, [blocks.project(features, np.arange(16))])
+    pruner, choices = fastv.Method(layer=2, drop_ratio=0.5), ("on the left", "on the right", "no")
+    together = blocks.score_choices(prompt, choices, cut=pruner)
+    lengths = blocks._kv_cache.lengths
+    full = len(prompt.inputs_embeds)
+    assert lengths == (full, full, full - 8, full - 8)
+    alone = blocks.score_choices(prompt, choices[1:], cut=pruner)
+    np.testing.assert_allclose(together.log_probs[1:], alone.log_probs, atol=1e-4)
+    with pytest.raises(ConfigError, match="decoded tokens or everything"):
+        blocks._kv_cache.truncate(full - 1)
+
+
 def test_wide_blocks_equal_narrow_ones_and_refuse_cuts_inside(
     deep: Path, blocks: Engine, pixels: np.ndarray, tmp_path: Path
 ) -> None:

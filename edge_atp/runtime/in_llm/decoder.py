@@ -59,6 +59,7 @@ class BlockDecoder:
         self._lengths = [0] * len(self._blocks)
         # Position of the next token as each block numbers it.
         self._next_position = [0] * len(self._blocks)
+        self._decoded = 0
         self._state = [self._allocate(number) for number in range(len(self._blocks))]
         self.plan: CutPlan | None = None
         self.kept: dict[int, NDArray[np.int64]] = {}
@@ -79,15 +80,27 @@ class BlockDecoder:
         return tuple(self._lengths)
 
     def truncate(self, length: int) -> None:
-        """Forget everything; blocks of different lengths have no common shorter state.
+        """Forget decoded tokens down to ``length`` positions of the first block, or everything.
 
         Raises:
-            ConfigError: another length than 0.
+            ConfigError: that would cut into the prompt, which blocks hold in different lengths.
         """
-        if length:
-            raise ConfigError(f"a block decoder forgets all or nothing, not back to {length}")
-        self._lengths = [0] * len(self._blocks)
-        self._next_position = [0] * len(self._blocks)
+        removed = self._lengths[0] - length
+        if removed <= 0:
+            return
+        if length and removed > self._decoded:
+            raise ConfigError(
+                f"a block decoder can forget its {self._decoded} decoded tokens or everything,"
+                f" not {removed} tokens"
+            )
+        if not length:
+            self._lengths = [0] * len(self._blocks)
+            self._next_position = [0] * len(self._blocks)
+            self._decoded = 0
+            return
+        self._lengths = [count - removed for count in self._lengths]
+        self._next_position = [position - removed for position in self._next_position]
+        self._decoded -= removed
 
     def forward(self, inputs_embeds: Float) -> Float:
         """Append (S, H) tokens; returns the logits (vocab,) of the last one.
@@ -97,6 +110,7 @@ class BlockDecoder:
         """
         if self._lengths[0] == 0:
             return self._prefill(inputs_embeds)
+        self._decoded += len(inputs_embeds)
         hidden = inputs_embeds
         for number in range(len(self._blocks)):
             start = self._next_position[number]
