@@ -45,8 +45,8 @@ class Handle:
         """What the last prompts kept: per prompt, per image.
 
         Indices count the image's visual tokens, tile after tile where it has several. Methods
-        inside the language model give one selection per prompt, over all of its visual tokens and
-        after the last cut.
+        inside the language model give one selection per prompt, after the last cut; it counts the
+        visual tokens that entered the language model (for IVTP, those that stage 1 left).
         """
         if self._parts.decoder is not None:
             return self._last_cut()
@@ -121,7 +121,7 @@ def attach(
         raise ConfigError("the model is pruned already; call edge_atp.hf.detach(model) first")
     method = _build(pruner, options)
     served = load_family(family) if family is not None else family_of(model)
-    host = served.host(model)
+    host = _host(served, model)
     tokenizer = getattr(processor, "tokenizer", processor)
     embeddings = model.get_input_embeddings()
     tower = None if text_tower is None else load_tower(text_tower, embeddings, tokenizer)
@@ -161,6 +161,16 @@ def detach(model: Any) -> None:
     if handle is None:
         raise ConfigError("the model has no pruning attached; call edge_atp.hf.attach first")
     handle._installation.undo()
+
+
+def _host(family: Family, model: Any) -> Host:
+    try:
+        return family.host(model)
+    except AttributeError as error:
+        raise ConfigError(
+            f"{type(model).__name__} is not laid out like a {family.name} model of transformers 5"
+            f" ({error}); check family=... and the installed release"
+        ) from error
 
 
 def _build(pruner: str | Pruner, options: dict[str, Any]) -> Pruner:

@@ -194,6 +194,11 @@ def clip_like_tower(tower: Module, config: Any) -> VisionTower:
     """Parts of a CLIP or SigLIP vision model used as a LLaVA-style tower."""
     # Older releases nest the encoder one level deeper.
     body: Any = getattr(tower, "vision_model", tower)
+    if not hasattr(body, "encoder"):
+        raise ConfigError(
+            f"the vision encoder {type(tower).__name__} is neither CLIP nor SigLIP; this family"
+            " serves those"
+        )
     layers = body.encoder.layers
     has_cls = hasattr(body.embeddings, "class_embedding")
     if has_cls and config.vision_feature_select_strategy != "default":

@@ -114,13 +114,13 @@ def randomised(model, seed=0):
     return model.eval()
 
 
-def llava(attention="sdpa", seed=0, **text):
+def llava(attention="sdpa", seed=0, vision_feature_layer=-2):
     config = LlavaConfig(
         vision_config={"model_type": "clip_vision_model", **VISION},
-        text_config={"model_type": "llama", **TEXT, **text},
+        text_config={"model_type": "llama", **TEXT},
         image_token_id=IMAGE_ID,
         image_seq_length=PATCHES,
-        vision_feature_layer=-2,
+        vision_feature_layer=vision_feature_layer,
         vision_feature_select_strategy="default",
     )
     config._attn_implementation = attention

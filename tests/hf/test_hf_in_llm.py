@@ -367,6 +367,8 @@ def test_detach_restores_the_model_bit_for_bit(model, attach, name):
 def test_errors_name_the_fix(model, attach):
     with pytest.raises(ConfigError, match=r"layers 8, 16, 24 do not exist: .* 4 layers, 0 to 3"):
         attach("pyramiddrop")
+    with pytest.raises(ConfigError, match=r"a cut before layer 0 is one in front of"):
+        attach("pyramiddrop", layers=(0, 1), ratios=(0.5, 0.25))
     with pytest.raises(ConfigError, match=r"vtw drops every visual token .* takes no keep"):
         attach("vtw", 5, layer=2)
     attach("fastv", 99, layer=2)

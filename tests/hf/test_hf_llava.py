@@ -122,6 +122,23 @@ def test_visionzip_can_keep_cls(model, attach):
     torch.testing.assert_close(selection.merged[0], output.hidden_states[3][0, 0])
 
 
+def test_features_of_several_layers(tower):
+    model = tiny.llava(vision_feature_layer=[-3, -2])
+    inputs = batch()
+    want = ref.generate(model, inputs)
+    edge_atp.hf.attach(model, tiny.TOKENIZER, "atp", 16, text_tower=tower)
+    assert torch.equal(ref.generate(model, inputs), want)
+    edge_atp.hf.detach(model)
+    seen = []
+    edge_atp.hf.attach(model, tiny.TOKENIZER, "cls_topk", 6)
+    hook = model.model.multi_modal_projector.linear_1.register_forward_pre_hook(
+        lambda _module, args: seen.append(args[0].shape)
+    )
+    ref.generate(model, inputs, steps=1)
+    hook.remove()
+    assert seen == [(1, 12, 64)]
+
+
 def test_atp_scores_follow_the_paper(model, attach, tower):
     inputs = batch()
     _, _, attention, output = encode(model, inputs["pixel_values"])
@@ -226,6 +243,8 @@ def test_errors_name_the_fix(model, attach, tower):
         attach("atpp")
     with pytest.raises(ConfigError, match=r"unknown VLM family 'lava'; choose one of .*llava"):
         attach("random", family="lava")
+    with pytest.raises(ConfigError, match=r"is not laid out like a qwen2_vl model"):
+        attach("random", family="qwen2_vl")
     with pytest.raises(ConfigError, match=r"prune_site must be 'post_projector'"):
         attach("divprune", prune_site="pre_projector")
     with pytest.raises(ConfigError, match=r"keep is 1\.5"):

@@ -82,7 +82,7 @@ class DecoderPruner:
         self._policy = position_policy
         count = len(host.layers)
         self._layers, self._taps = rule.layers(count), rule.taps(count)
-        _check_layers((*self._layers, *self._taps), count)
+        _check_layers(self._layers, self._taps, count)
         _check_attention(host)
         self._view = AttentionView(host)
         self._pass: Pass | None = None
@@ -233,19 +233,26 @@ class DecoderPruner:
         return self._pass
 
 
-def _check_layers(layers: tuple[int, ...], count: int) -> None:
-    wrong = [layer for layer in layers if not 0 <= layer < count]
+def _check_layers(cuts: tuple[int, ...], taps: tuple[int, ...], count: int) -> None:
+    wrong = sorted({layer for layer in (*cuts, *taps) if not 0 <= layer < count})
     if wrong:
         raise ConfigError(
             f"layers {', '.join(map(str, wrong))} do not exist: the language model has {count}"
             f" layers, 0 to {count - 1}; set the method's layers"
         )
+    if 0 in cuts:
+        raise ConfigError(
+            "a cut before layer 0 is one in front of the language model; start at layer 1, or"
+            " choose an interface-level method"
+        )
 
 
 def _check_attention(host: Host) -> None:
     config = host.language_model.config
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"}:
+    kinds = set(getattr(config, "layer_types", None) or [])
+    if not kinds and getattr(config, "sliding_window", None):
+        kinds = {"sliding_attention"}
+    if kinds - {"full_attention"}:
         raise ConfigError(
             f"the language model has layers of type {', '.join(sorted(kinds))}; in-LLM methods"
             " need full attention in every layer, choose an interface-level method"
