@@ -5,10 +5,20 @@ examples:
   edge-atp replay drive.mcap --queries q.yaml --out result.mcap --every 5 --report out/report
   edge-atp replay drive.mcap --queries q.yaml --out new.mcap && edge-atp diff old.mcap new.mcap
 
+The questions file is a list; only `ask` is required:
+  - ask: where is the red box?
+    query_id: red_box            # default: q1, q2, ...
+    cameras: [camera]            # default: all
+    at: 12.6                     # seconds from the start of the recording
+    until: 14.6
+    mode: standing               # or once: the first frame of that time only
+    max_rate: 2.0                # answers per second; default: every frame
+    prune: {method: atp, keep_ratio: 0.25}   # or max_visual_tokens, score_mass, policy: off
+    expect: bottom shelf, slot 3 # the true answer, for the report and --check
+
 The result holds answers, masks and pictures on the live node's topics and with its types. The same
 bag, questions, model and machine give the same bytes: latencies are left zero in it (see --timings)
-and stand in the report. The questions file is explained in edge_atp/replay/questions.py; the
-questions.yaml beside the shipped bag is an example.
+and stand in the report. exit status: 0 done, 1 a wrong answer with --check, 2 an error.
 """
 
 from __future__ import annotations

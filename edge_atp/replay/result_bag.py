@@ -57,7 +57,7 @@ class ResultBag:
         self._writer.set_compression(
             rosbag2.CompressionMode.STORAGE, rosbag2.CompressionFormat.ZSTD
         )
-        self._writer.open()
+        self._writer.__enter__()
         self._connections = {
             topic: self._writer.add_connection(topic, kind, typestore=typestore)
             for topic, kind in topics.items()
@@ -76,7 +76,7 @@ class ResultBag:
             if kind is None:
                 self._finish()
             else:
-                self._writer.abort()
+                self._writer.__exit__(kind, error, trace)
         finally:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
@@ -92,13 +92,14 @@ class ResultBag:
 
     def _finish(self) -> None:
         if not self.num_messages:
-            self._writer.abort()
-            raise BagError(
+            error = BagError(
                 f"{self.path} is not written: no question was due in the recording; compare `at`"
                 " and `until` of the questions with its length"
             )
+            self._writer.__exit__(BagError, error, None)
+            raise error
         try:
-            self._writer.close()
+            self._writer.__exit__(None, None, None)
             if self.path.is_dir() and not self.path.is_symlink():
                 shutil.rmtree(self.path)
             if self.path.suffix == _SUFFIX:
