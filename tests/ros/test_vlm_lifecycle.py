@@ -10,6 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 pytest.importorskip("edge_atp_msgs", reason="needs the built workspace: scripts/with_ros")
@@ -108,6 +109,7 @@ def test_a_damaged_model_is_refused_at_configure_until_it_is_mended(
 def test_every_cycle_of_transitions_serves_again_and_nothing_is_lost(client, start_process):
     process = start_process(NODE)
     process.wait_for("unconfigured")
+    threads = []
     assert not client.change_state(Transition.TRANSITION_ACTIVATE), "not configured yet"
     assert client.state() == "unconfigured", "a refused transition leaves the node alive"
     for _ in range(3):
@@ -123,7 +125,9 @@ def test_every_cycle_of_transitions_serves_again_and_nothing_is_lost(client, sta
         assert statuses <= FINAL | {Answer.STATUS_CANCELED}
         assert Answer.STATUS_CANCELED in statuses
         assert client.change_state(Transition.TRANSITION_CLEANUP)
+        threads.append(psutil.Process(process.pid).num_threads())
     assert client.state() == "unconfigured"
+    assert len(set(threads)) == 1, "cleanup releases the engine and its threads"
     assert "Traceback" not in process.output()
 
 

@@ -10,6 +10,7 @@ Callbacks store or enqueue; the inference thread does the rest (``answering``).
 
 from __future__ import annotations
 
+import gc
 import traceback
 from collections.abc import Callable
 
@@ -188,6 +189,8 @@ class VlmNode(LifecycleNode):
         if self._answerer is not None:
             self._answerer.loaded.pipeline.close()
             self._answerer = None
+            # The sessions sit in reference cycles; without this their memory stays for a while.
+            gc.collect()
         if self._outputs is not None:
             self._outputs.close()
             self._outputs = None
