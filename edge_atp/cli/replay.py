@@ -113,18 +113,8 @@ def run(args: argparse.Namespace) -> int:
     if node == "/":
         raise ConfigError(f"--node is {args.node!r}; it must be a node's name, as /vlm_node")
     typestore = load_typestore()
-    config = PipelineConfig(
-        model=args.model,
-        engine=args.engine,
-        method=args.method,
-        keep_ratio=args.keep_ratio,
-        alpha=args.alpha,
-        max_new_tokens=args.max_new_tokens,
-        num_threads=args.threads,
-        seed=args.seed,
-    )
     with open_recording(args.bag, typestore, cameras, ignore=node) as recording:
-        pipeline = Pipeline.load(config)
+        pipeline = Pipeline.load(_config(args))
         try:
             factory = MessageFactory(typestore, node, args.pictures, args.timings, args.scores)
             with ResultBag(args.out, typestore, factory.topics, args.force) as bag:
@@ -136,6 +126,19 @@ def run(args: argparse.Namespace) -> int:
         write_html(report, args.report / "report.html")
     _print(args, report)
     return _EXIT_UNEXPECTED_ANSWERS if args.check and report.count(right=False) else 0
+
+
+def _config(args: argparse.Namespace) -> PipelineConfig:
+    return PipelineConfig(
+        model=args.model,
+        engine=args.engine,
+        method=args.method,
+        keep_ratio=args.keep_ratio,
+        alpha=args.alpha,
+        max_new_tokens=args.max_new_tokens,
+        num_threads=args.threads,
+        seed=args.seed,
+    )
 
 
 def _replay(
