@@ -80,19 +80,33 @@ def side_mask(count, side):
 
 
 @torch.no_grad()
-def second_stage(model, embeds, visual, positions, side_row, count):
-    """The pseudo-CLS as a real row that nobody sees; group (0, 1), cut before layer 2."""
+def second_stage(model, embeds, visual, positions, side_row, counts):
+    """The pseudo-CLS as a real row that nobody sees.
+
+    counts: layer -> visual tokens that enter it; returns the kept of each, in first-layer terms.
+    """
     at = int(visual.nonzero()[-1]) + 1
     positions = torch.cat((positions[:at], positions[at : at + 1], positions[at:]))
     states = torch.cat((embeds[:at], side_row[None], embeds[at:]))
-    mask, group = side_mask(len(states), at), []
-    for layer in range(2):
+    left, flags, kept, group = torch.arange(int(visual.sum())), visual[:at], {}, []
+    length = torch.empty(0)
+    for layer in range(max(counts) + 1):
+        if layer in counts:
+            scores = rolled_out(group, at)[:at] * length[:at]
+            chosen = best(scores[flags], counts[layer])
+            left, group = left[chosen], []
+            kept[layer] = left
+            stay = torch.ones(len(states), dtype=torch.bool)
+            stay[:at] = ~flags
+            stay[flags.nonzero()[:, 0][chosen]] = True
+            flags = flags[stay[:at]]
+            states, positions, at = states[stay], positions[stay], len(flags)
+        mask = side_mask(len(states), at)
         weights = layers.attention(model, layer, states, positions, mask).mean(0)
         group.append(weights[: at + 1, : at + 1])
         length = layers.values(model, layer, states).pow(2).sum((0, 2)).sqrt()
         states = layers.run_layer(model, layer, states, positions, mask)
-    scores = rolled_out(group, at)[:at] * length[:at]
-    return best(scores[visual[:at]], count)
+    return kept
 
 
 @torch.no_grad()
@@ -118,15 +132,29 @@ def pseudo_cls(model, tower, question, last_cls, consumed_cls, threshold):
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.9])
-def test_both_stages_equal_the_equations(model, attach, tower, threshold):
+@pytest.mark.parametrize(
+    ("options", "encoder", "language"),
+    [
+        # 16 -> 9 over two groups at a constant ratio: 12 behind layer 1, 9 behind layer 2.
+        (OPTIONS, {1: 12, 2: 9}, {2: 4}),
+        # Groups of one layer: 16 -> 9 over three, then 9 -> 4 over three.
+        (
+            {**OPTIONS, "group_size": 1, "encoder_layers": 3, "llm_layers": 3},
+            {0: 13, 1: 11, 2: 9},
+            {1: 7, 2: 5, 3: 4},
+        ),
+    ],
+)
+def test_both_stages_equal_the_equations(
+    model, attach, tower, threshold, options, encoder, language
+):
     inputs = batch()
-    handle = attach("ivtp", KEEP, threshold=threshold, **OPTIONS)
+    handle = attach("ivtp", KEEP, threshold=threshold, **options)
     got = ref.generate(model, inputs, steps=5)
     edge_atp.hf.detach(model)
-    # 16 -> 9 over two groups at a constant ratio: 12 behind layer 1, 9 behind layer 2.
     for index in range(2):
         pixels = inputs["pixel_values"][index]
-        tokens, place, consumed_cls, last_cls = first_stage(model, pixels, {1: 12, 2: 9})
+        tokens, place, consumed_cls, last_cls = first_stage(model, pixels, encoder)
         ids = inputs["input_ids"][index][inputs["attention_mask"][index].bool()]
         embeds = model.get_input_embeddings()(ids).detach()
         visual = ids == tiny.IMAGE_ID
@@ -137,10 +165,12 @@ def test_both_stages_equal_the_equations(model, attach, tower, threshold):
         entering, visual = embeds[keep], visual[keep]
         # The position policy is "original": rows keep the prompt's position ids.
         positions = torch.arange(len(ids))[keep]
-        kept = second_stage(model, entering, visual, positions, side, KEEP)
-        assert torch.equal(handle.last_cuts[2][index], kept)
-        cut = {2: (visual & ~ref.keep_mask(visual, kept)).nonzero()[:, 0]}
-        want = layers.greedy_with_cuts(model, entering, positions, cut)
+        kept = second_stage(model, entering, visual, positions, side, language)
+        cuts = {}
+        for layer, tokens in kept.items():
+            assert torch.equal(handle.last_cuts[layer][index], tokens)
+            cuts[layer] = (visual & ~ref.keep_mask(visual, tokens)).nonzero()[:, 0]
+        want = layers.greedy_with_cuts(model, entering, positions, cuts)
         assert torch.equal(got[index], want)
 
 

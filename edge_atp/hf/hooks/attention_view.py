@@ -69,6 +69,10 @@ class AttentionView:
 
         return hook
 
+    def follow(self, visual: Tensor, valid: Tensor) -> None:
+        """The rows in flight (B, m), after a cut."""
+        self._visual, self._valid = visual, valid
+
     def enter(self, states: LayerInput, visual: Tensor, valid: Tensor) -> None:
         """The rows in front of the layer that is about to be cut."""
         self._entering = states

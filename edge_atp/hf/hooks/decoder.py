@@ -106,6 +106,7 @@ class DecoderPruner:
             run = self._running()
             if run.has_visual:
                 if index - 1 in self._taps:
+                    self._view.follow(run.visual, run.valid)
                     with torch.no_grad():
                         self._rule.passed(index - 1, self._view)
                 if index in self._layers:

@@ -58,6 +58,10 @@ class CallSignals:
 
         tiles = torch.unique(index // self.tokens)
 
+        def here(values: Tensor | None) -> Tensor | None:
+            # The text tower and the language model may live on other devices.
+            return None if values is None else values.to(index.device)
+
         def of_tiles(values: Tensor | None) -> Tensor | None:
             return None if values is None else values[tiles].mean(0)
 
@@ -67,9 +71,9 @@ class CallSignals:
             cls_attention=columns(self.cls_attention),
             received_attention=columns(self.received_attention),
             patch_embeds=rows(self.patch_embeds),
-            text_embed=question.text_embed,
-            text_tokens=question.text_tokens,
-            clip_text_tokens=question.clip_text_tokens,
+            text_embed=here(question.text_embed),
+            text_tokens=here(question.text_tokens),
+            clip_text_tokens=here(question.clip_text_tokens),
             patch_keys=rows(self.patch_keys),
             cls_key=of_tiles(self.cls_key),
             cls_feature=of_tiles(self.cls_feature),

@@ -148,7 +148,7 @@ class LanguageStage(DecoderRule):
         for row in range(len(embeds)):
             if len(view.visual_rows(row)):
                 sample = row * self._questions.count // self._batch
-                self._side[row] = self._pseudo_cls(sample).to(embeds.dtype)
+                self._side[row] = self._pseudo_cls(sample).to(embeds)
                 self._group[row] = []
 
     def passed(self, layer: int, view: AttentionView) -> None:
@@ -192,9 +192,10 @@ class LanguageStage(DecoderRule):
         text = self._questions.text(sample)
         clip = self._tower.encode(text)
         tokens, spans = self._questions.tokens(text)
-        relevance = text_relevance(clip.tokens, joint[images].mean(0))
-        mapped = map_relevance(relevance, clip.spans, spans)
-        return pseudo_cls(tokens, mapped, projected[images].mean(0), self._method.threshold)
+        relevance = text_relevance(clip.tokens.to(joint.device), joint[images].mean(0))
+        mapped = map_relevance(relevance, clip.spans, spans).to(tokens.device)
+        visual_cls = projected[images].mean(0).to(tokens.device)
+        return pseudo_cls(tokens, mapped, visual_cls, self._method.threshold)
 
 
 def assemble(request: Request) -> Parts:

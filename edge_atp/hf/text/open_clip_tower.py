@@ -23,7 +23,7 @@ class OpenClipTower(TextTower):
         self._text: Any = getattr(model, "text", model)
 
     @classmethod
-    def from_name(cls, name: str) -> OpenClipTower:
+    def from_name(cls, name: str, device: Any = "cpu") -> OpenClipTower:
         """Load "<model>" or "<model>/<pretrained tag>"."""
         try:
             import open_clip
@@ -35,7 +35,7 @@ class OpenClipTower(TextTower):
         if model_name not in open_clip.list_models():
             raise ConfigError(f"open_clip has no model {model_name!r}; see open_clip.list_models()")
         model = open_clip.create_model(model_name, pretrained=tag or None)
-        return cls(model.eval(), open_clip.get_tokenizer(model_name))
+        return cls(model.eval().to(device), open_clip.get_tokenizer(model_name))
 
     def encode(self, text: str) -> TextEncoding:
         """Windows of the context length, averaged."""
@@ -89,13 +89,11 @@ class OpenClipTower(TextTower):
     def project_patches(self, patches: Tensor, vision: VisionTower) -> Tensor:
         """Through EVA's final norm and head, or CLIP's ``ln_post`` and ``proj``."""
         visual = self._model.visual
+        # A tower that the caller loaded may be elsewhere, and in another precision.
+        states = patches.to(next(visual.parameters()))
         if hasattr(visual, "trunk"):
             trunk = visual.trunk
-            states = trunk.fc_norm(trunk.norm(patches.to(_dtype(trunk))))
-            return visual.head(trunk.head(states))
-        states = visual.ln_post(patches.to(visual.proj.dtype))
-        return states @ visual.proj
-
-
-def _dtype(module: Module) -> Any:
-    return next(module.parameters()).dtype
+            joint = visual.head(trunk.head(trunk.fc_norm(trunk.norm(states))))
+        else:
+            joint = visual.ln_post(states) @ visual.proj
+        return joint.to(patches.device)

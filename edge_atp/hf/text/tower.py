@@ -87,7 +87,7 @@ def load_tower(choice: Any, language_embeddings: Module, tokenizer: Any) -> Text
     Args:
         choice: a TextTower, "llm", "open_clip:<name>[/<pretrained>]", a Hugging Face name, or a
             pair (model, tokenizer) of a loaded CLIP, SigLIP or open_clip model.
-        language_embeddings: the VLM's input embedding, for "llm".
+        language_embeddings: the VLM's input embedding, for "llm" and for the device.
         tokenizer: the VLM's tokenizer, for "llm".
     Raises:
         ConfigError: none of these.
@@ -100,11 +100,12 @@ def load_tower(choice: Any, language_embeddings: Module, tokenizer: Any) -> Text
     if isinstance(choice, str) and choice.startswith("open_clip:"):
         from edge_atp.hf.text.open_clip_tower import OpenClipTower
 
-        return OpenClipTower.from_name(choice.removeprefix("open_clip:"))
+        name = choice.removeprefix("open_clip:")
+        return OpenClipTower.from_name(name, language_embeddings.weight.device)
     if isinstance(choice, str):
         from edge_atp.hf.text.transformers_tower import TransformersTower
 
-        return TransformersTower.from_name(choice)
+        return TransformersTower.from_name(choice, language_embeddings.weight.device)
     if isinstance(choice, tuple) and len(choice) == 2:
         return _from_pair(*choice)
     raise ConfigError(

@@ -41,7 +41,7 @@ class TransformersTower(TextTower):
         self._prefix, self._suffix = _special_ids(tokenizer)
 
     @classmethod
-    def from_name(cls, name: str) -> TransformersTower:
+    def from_name(cls, name: str, device: Any = "cpu") -> TransformersTower:
         """Load a checkpoint by its Hugging Face name or folder.
 
         The folder of a text model alone may hold the visual projection beside it, as
@@ -56,7 +56,7 @@ class TransformersTower(TextTower):
 
         text_only = AutoConfig.from_pretrained(name).model_type == "clip_text_model"
         kind = CLIPTextModelWithProjection if text_only else AutoModel
-        model = kind.from_pretrained(name, dtype=torch.float32).eval()
+        model = kind.from_pretrained(name, dtype=torch.float32).eval().to(device)
         file = Path(name) / _VISUAL_PROJECTION
         return cls(model, AutoTokenizer.from_pretrained(name), _read_projection(file))
 
@@ -105,9 +105,9 @@ class TransformersTower(TextTower):
     def _pooling_head(self, patches: Tensor, vision: VisionTower) -> Tensor:
         """SigLIP: what the attention-pooling head gives for an image of this one patch."""
         head = self._model.vision_model.head
-        states = post_norm(patches, vision).to(head.layernorm.weight.dtype)
+        states = post_norm(patches, vision).to(head.layernorm.weight)
         flat = states.reshape(-1, 1, states.shape[-1])
-        return head(flat).view(states.shape)
+        return head(flat).view(states.shape).to(patches.device)
 
 
 def _read_projection(file: Path) -> Tensor | None:
