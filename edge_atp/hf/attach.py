@@ -1,6 +1,6 @@
 """Attach a pruning method to a loaded Hugging Face VLM, and take it off again.
 
-The model stays the user's: hooks and two instance attributes are added, and ``detach`` removes
+The model stays the user's: hooks and attributes of the instance are added, and ``detach`` removes
 them exactly.
 """
 
@@ -204,15 +204,12 @@ def _install_calls(
             _hide_seen_images(kwargs, state.seen)
         else:
             questions.set_prompt(ids)
-        if question is not None:
-            questions.set_given(question)
         in_generate = True
         try:
-            return original(*args, **kwargs)
+            with questions.given(question):
+                return original(*args, **kwargs)
         finally:
             in_generate = False
-            if question is not None:
-                questions.set_given(None)
 
     def refuse_labels(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
         if kwargs.get("labels") is not None:

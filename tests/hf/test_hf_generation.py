@@ -7,7 +7,7 @@ import torch
 from hf_llava import QUESTIONS, batch, encode, sample_of
 
 import edge_atp.hf
-from edge_atp.errors import ConfigError
+from edge_atp.errors import ConfigError, InferenceError
 
 
 @pytest.fixture
@@ -181,6 +181,48 @@ def test_second_turn_with_a_new_image(model, attach):
     embeds, visual = ref.dense_embeds(model, whole, 0, features, tiny.IMAGE_ID)
     keep = ref.keep_mask(visual, torch.cat((kept, kept + tiny.PATCHES)))
     assert torch.equal(second, ref.greedy(model, embeds[keep], steps=4))
+
+
+def continued(model, inputs, cache, ids):
+    return model.generate(input_ids=ids, past_key_values=cache, max_new_tokens=2)
+
+
+def test_caches_that_cannot_be_continued_are_refused(model, attach):
+    inputs = batch(QUESTIONS[:1])
+    options = {"max_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True}
+    filled = model.generate(**inputs, **options)
+    attach("random", 6)
+    with pytest.raises(InferenceError, match=r"filled before attach, cannot be continued"):
+        continued(model, inputs, filled.past_key_values, filled.sequences)
+    pruned = model.generate(**inputs, **options)
+    with pytest.raises(InferenceError, match=r"none of the given ones is new"):
+        continued(model, inputs, pruned.past_key_values, pruned.sequences[:, :-1])
+    pruned.past_key_values.crop(-2)
+    with pytest.raises(InferenceError, match=r"caches that were cropped"):
+        continued(model, inputs, pruned.past_key_values, pruned.sequences)
+
+
+def test_text_only_turns_before_and_after_an_image(model, attach):
+    """A conversation that starts without an image."""
+    text = ref.text_inputs(tiny.TOKENIZER(["USER: hello ASSISTANT:"], return_tensors="pt"))
+    handle = attach("random", 6)
+    first = model.generate(**text, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
+    more = ref.text_inputs(tiny.prompts(QUESTIONS[:1]))["input_ids"]
+    ids = torch.cat((first.sequences, more), dim=1)
+    pixels = tiny.pixels(1)
+    second = model.generate(
+        input_ids=ids,
+        pixel_values=pixels,
+        past_key_values=first.past_key_values,
+        max_new_tokens=4,
+        do_sample=False,
+    )[0, ids.shape[1] :]
+    kept = handle.last_selections[0][0].kept_indices
+    edge_atp.hf.detach(model)
+    whole = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    features = encode(model, pixels)[1][0]
+    embeds, visual = ref.dense_embeds(model, whole, 0, features, tiny.IMAGE_ID)
+    assert torch.equal(second, ref.greedy(model, embeds[ref.keep_mask(visual, kept)], steps=4))
 
 
 @pytest.mark.parametrize("mode", [{"num_beams": 3}, {"use_cache": False}])

@@ -207,7 +207,15 @@ def test_the_question_changes_the_selection(model, attach):
     assert torch.equal(handle.last_selections[0][0].scores, read)
     handle.set_question("which aisle is blocked?")
     ref.generate(model, inputs, steps=1)
-    assert not torch.equal(handle.last_selections[0][0].scores, read)
+    other = handle.last_selections[0][0].scores
+    assert not torch.equal(other, read)
+    ref.generate(model, inputs, steps=1, question=QUESTIONS[0])
+    assert torch.equal(handle.last_selections[0][0].scores, read)
+    ref.generate(model, inputs, steps=1)
+    assert torch.equal(handle.last_selections[0][0].scores, other)
+    handle.set_question(None)
+    ref.generate(model, inputs, steps=1)
+    assert torch.equal(handle.last_selections[0][0].scores, read)
 
 
 def test_every_prompt_can_have_its_own_question(model, attach):

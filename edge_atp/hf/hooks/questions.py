@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -55,6 +56,17 @@ class Questions:
             self._given = None
         else:
             self._given = [questions] if isinstance(questions, str) else list(questions)
+
+    @contextmanager
+    def given(self, questions: str | Sequence[str] | None) -> Iterator[None]:
+        """Use these questions for a while; None changes nothing."""
+        before = self._given
+        if questions is not None:
+            self.set_given(questions)
+        try:
+            yield
+        finally:
+            self._given = before
 
     def lookup(self, modality: str, layouts: Sequence[ImageLayout]) -> list[QuestionSignals]:
         """The question of each image of a vision call.
