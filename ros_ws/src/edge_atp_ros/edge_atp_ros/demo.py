@@ -10,6 +10,7 @@ right; 1: not; 130: interrupted.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -45,6 +46,8 @@ class _InterruptedError(Exception):
 
 
 def _run(args: argparse.Namespace, stop: StopRequest) -> int:
+    # Another robot or demo on the network must not answer, or be heard. Humble ignores this.
+    os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     # Imported here: an interrupt while they load is already in hand.
     from ament_index_python.packages import get_package_share_directory
     from rich.console import Console
