@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from edge_atp.hf.family import Family, Host, ImageLayout, Module, Tensor, VisionCall
 from edge_atp.hf.llava import llava_host
-from edge_atp.hf.tiles import drop_idle_newlines, image_layout, packed_numbers
+from edge_atp.hf.tiles import drop_idle_newlines, image_layout, packed_features, packed_numbers
 
 
 class Model(Family):
@@ -35,7 +35,7 @@ class Model(Family):
         """Drop the newline tokens of rows that kept nothing."""
         tokens = tile_tokens(host)
         for packed, numbers in zip(
-            output.pooler_output, packed_images(host, call, tokens), strict=True
+            packed_features(output), packed_images(host, call, tokens), strict=True
         ):
             drop_idle_newlines(packed, numbers, tokens)
 

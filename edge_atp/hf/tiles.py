@@ -8,9 +8,11 @@ nothing of it is written down here a second time.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
+from edge_atp.errors import BackendUnavailableError
 from edge_atp.hf.family import ImageLayout, Tensor, TokenGroup
 from edge_atp.types import PatchGrid
 
@@ -19,6 +21,17 @@ NEWLINE = -1
 
 # Per-image (tiles, n, C) values and the (C,) newline value -> per-image (packed, C) values.
 Pack = Callable[[list[Tensor], Tensor], list[Tensor]]
+
+
+def packed_features(output: Any) -> Any:
+    """What a vision call hands to the language model: (n, H) per image, or (B, n, H)."""
+    features = getattr(output, "pooler_output", None)
+    if features is None:
+        raise BackendUnavailableError(
+            "the model's vision call returns no pooler_output; this family needs transformers 5 or"
+            " newer"
+        )
+    return features
 
 
 def packed_numbers(pack: Pack, tiles_of_image: list[int], tokens: int) -> list[Tensor]:

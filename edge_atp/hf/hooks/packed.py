@@ -19,7 +19,7 @@ from edge_atp.hf.family import Family, Host, ImageLayout, Tensor, TokenGroup, Vi
 from edge_atp.hf.hooks.installation import Installation
 from edge_atp.hf.hooks.selection import QuestionLookup, choose_image
 from edge_atp.hf.hooks.signals import CallSignals, SignalSource
-from edge_atp.hf.tiles import NEWLINE, drop_idle_newlines, rectangle
+from edge_atp.hf.tiles import NEWLINE, drop_idle_newlines, packed_features, rectangle
 from edge_atp.pruning.base import Pruner
 from edge_atp.types import Selection
 
@@ -78,7 +78,7 @@ class PackedCut:
         """Mark what is not chosen as NaN."""
         features = self._features
         assert features is not None  # the projector ran in this call
-        images = list(output.pooler_output)
+        images = list(packed_features(output))
         tiles, tokens = features.shape[:2]
         numbers = [
             _numbered(image) for image in self._pack(call, features.new_zeros(tiles * tokens, 1))
