@@ -16,14 +16,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 import transformers
 from rich.console import Console
 from rich.table import Table
 
+from edge_atp.preprocess import Preprocessor
 from edge_atp.pruning import load
 from edge_atp.runtime.engine import Engine
+from edge_atp.runtime.manifest import PreprocessSpec
 from edge_atp.runtime.model_dir import ModelDirectory
 from edge_atp.runtime.outputs import Prompt
 from edge_atp.types import VisualSignals
@@ -115,16 +118,13 @@ def main() -> None:
     """Command line."""
     options = _parser().parse_args()
     torch.set_num_threads(options.threads)
-    size = None
     contenders: dict[str, Callable[[], Tokens]] = {}
     for folder in options.engine:
         engine = Engine.load(
             ModelDirectory.open(folder), options.backend, num_threads=options.threads
         )
         spec = engine.directory.manifest
-        size = spec.preprocess.size
-        rng = np.random.default_rng(0)
-        pixels = rng.normal(size=(1, 3, size, size)).astype(np.float32)
+        pixels = _pixels(options.image, spec.preprocess)
         if not contenders and not options.skip_reference:
             contenders["hugging face, dense"] = hugging_face(
                 options.checkpoint, engine, pixels, options.question, options.new_tokens
@@ -154,12 +154,25 @@ def main() -> None:
         options.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
+def _pixels(image: Path | None, spec: PreprocessSpec) -> Any:
+    """The picture as the model sees it, or noise where none is given."""
+    if image is None:
+        shape = (1, 3, spec.size, spec.size)
+        return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    picture = cv2.imread(str(image), cv2.IMREAD_COLOR)
+    if picture is None:
+        raise SystemExit(f"{image} is not an image that can be read")
+    preprocess = Preprocessor(spec.size, spec.mean, spec.std, spec.resize)
+    return preprocess(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))[0]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--engine", type=Path, required=True, action="append")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--keep-ratio", type=float, nargs="+", default=[1.0, 0.5, 0.25])
+    parser.add_argument("--image", type=Path, help="picture to ask about; noise by default")
     parser.add_argument("--question", default="where is the red box?")
     parser.add_argument("--new-tokens", type=int, default=8)
     parser.add_argument("--runs", type=int, default=15)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,7 +85,6 @@ class Engine:
         backend: str = "auto",
         *,
         num_threads: int = 0,
-        cache_dir: Path | None = None,
     ) -> Engine:
         """Load every graph of a model directory.
 
@@ -94,13 +92,12 @@ class Engine:
             directory: an opened (checked) model directory.
             backend: a backend's name, or "auto"; a named one never falls back to another.
             num_threads: threads per operator, 0 for the physical cores.
-            cache_dir: where graphs optimised for this machine are kept; None for no cache.
         Raises:
             ConfigError, BackendUnavailableError: the backend is unknown or cannot run here.
             ArtifactError: a graph or table is damaged.
         """
         name, reason = sessions.choose(backend, has_engines=bool(directory.manifest.engines))
-        return cls(directory, name, reason, SessionOptions(num_threads, cache_dir))
+        return cls(directory, name, reason, SessionOptions(num_threads))
 
     @property
     def kv_bytes(self) -> int:

@@ -20,15 +20,12 @@ class SessionOptions:
     """How to open a graph.
 
     num_threads: threads of one operator; 0 takes the physical cores this process may use.
-    cache_dir: where the backend may keep what it derives from the graph on this machine
-        (optimised graph, engines), outside the model directory; None for no cache.
     graph_sha256: hash of the graph file.
     engine, engine_path: what was built from the graph for this kind of device, where the
         directory has that.
     """
 
     num_threads: int = 0
-    cache_dir: Path | None = None
     graph_sha256: str = ""
     engine: EngineSpec | None = None
     engine_path: Path | None = None
