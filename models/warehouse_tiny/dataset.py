@@ -51,10 +51,10 @@ def render_size(split: str, seed: int) -> tuple[int, int]:
 
 
 def write_shard(folder: Path, split: str, first_seed: int, scenes: int = SHARD_SCENES) -> Path:
-    """Render one shard and return the path of its JSON; an intact shard is kept as it is."""
+    """Render one shard and return the path of its JSON; one that is complete is kept."""
     stem = folder / f"{split}_{first_seed:06d}"
     index = stem.with_suffix(".json")
-    if index.exists():
+    if index.exists() and json.loads(index.read_text()).get("scenes", 0) >= scenes:
         return index
     images = np.empty((scenes, v.IMAGE_SIZE, v.IMAGE_SIZE, 3), np.uint8)
     coverage = np.empty((scenes, v.NUM_ENTITIES, v.NUM_PATCHES), np.uint8)

@@ -78,6 +78,8 @@ def test_rendered_shards_are_kept_and_verified(
     written = index.stat().st_mtime_ns
     dataset.write_shard(tmp_path, "val", 0, scenes=2)
     assert index.stat().st_mtime_ns == written
+    dataset.write_shard(tmp_path, "val", 0, scenes=3)
+    assert dataset.load_shard(index).images.shape[0] == 3
 
 
 def test_a_missing_gl_library_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
