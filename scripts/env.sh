@@ -31,17 +31,21 @@ case ":$PATH:" in
   *) export PATH="$_edge_atp_root/.venv/bin:$PATH" ;;
 esac
 
+# The profile for large images reserves 64 MB of shared memory in each process, and the demo
+# starts four. Containers have 64 MB in all unless they are started with more.
+_edge_atp_profile=fastdds_large_images.xml
+_edge_atp_shm_kb=$(df -k --output=size /dev/shm 2>/dev/null | tail -n 1)
+if [ "${_edge_atp_shm_kb:-524288}" -lt 262144 ]; then
+  _edge_atp_profile=fastdds_little_memory.xml
+  echo "scripts/env.sh: /dev/shm has only $((_edge_atp_shm_kb / 1024)) MB, so raw camera images of" \
+    "more than 8 MB will be lost between processes; for 4K, start the container with" \
+    "--shm-size=512m or --ipc=host" >&2
+fi
+# A profile of the user's own wins: it may name interfaces or a discovery server. Before the
+# workspace, which would name the large one.
+export FASTRTPS_DEFAULT_PROFILES_FILE="${FASTRTPS_DEFAULT_PROFILES_FILE:-$_edge_atp_root/launch/$_edge_atp_profile}"
+
 # shellcheck disable=SC1090 # written by the build
 . "$_edge_atp_workspace"
 
-# A profile of the user's own wins: it may name interfaces or a discovery server.
-export FASTRTPS_DEFAULT_PROFILES_FILE="${FASTRTPS_DEFAULT_PROFILES_FILE:-$_edge_atp_root/launch/fastdds_large_images.xml}"
-
-# The profile reserves 64 MB of shared memory per process; the demo starts four.
-_edge_atp_shm_kb=$(df -k --output=size /dev/shm 2>/dev/null | tail -n 1)
-if [ "${_edge_atp_shm_kb:-524288}" -lt 262144 ]; then
-  echo "scripts/env.sh: /dev/shm has only $((_edge_atp_shm_kb / 1024)) MB, so raw camera images will" \
-    "be lost between processes; start the container with --shm-size=512m or --ipc=host" >&2
-fi
-
-unset _edge_atp_root _edge_atp_shell _edge_atp_workspace _edge_atp_shm_kb
+unset _edge_atp_root _edge_atp_shell _edge_atp_workspace _edge_atp_profile _edge_atp_shm_kb

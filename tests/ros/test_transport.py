@@ -19,6 +19,7 @@ pytest.importorskip("rclpy", reason="needs ROS 2: run through scripts/with_ros")
 
 ROOT = Path(__file__).resolve().parents[2]
 PROFILE = ROOT / "launch" / "fastdds_large_images.xml"
+LITTLE_MEMORY_PROFILE = ROOT / "launch" / "fastdds_little_memory.xml"
 NAMESPACE = "{http://www.eprosima.com/XMLSchemas/fastRTPS_Profiles}"
 SEGMENT_BYTES = 67_108_864
 WIDTH, HEIGHT = 640, 480
@@ -83,17 +84,28 @@ def subscribe() -> None:
 
 
 @pytest.mark.skipif(
-    shutil.disk_usage("/dev/shm").total < NEEDED_SHM_BYTES,
-    reason=f"/dev/shm is smaller than {NEEDED_SHM_BYTES >> 20} MB (containers: --shm-size=512m)",
-)
-@pytest.mark.skipif(
     os.environ.get("RMW_IMPLEMENTATION", "rmw_fastrtps_cpp") != "rmw_fastrtps_cpp",
     reason="another RMW implementation than Fast DDS is chosen",
 )
-def test_every_raw_image_arrives_with_the_profile(start_process):
-    profile = {"FASTRTPS_DEFAULT_PROFILES_FILE": str(PROFILE)}
-    viewer = start_process([sys.executable, __file__, "subscribe"], name="viewer", env=profile)
-    camera = start_process([sys.executable, __file__, "publish"], name="camera", env=profile)
+@pytest.mark.parametrize(
+    "profile",
+    [
+        pytest.param(
+            PROFILE,
+            marks=pytest.mark.skipif(
+                shutil.disk_usage("/dev/shm").total < NEEDED_SHM_BYTES,
+                reason=f"/dev/shm is smaller than {NEEDED_SHM_BYTES >> 20} MB"
+                " (containers: --shm-size=512m)",
+            ),
+        ),
+        LITTLE_MEMORY_PROFILE,
+    ],
+    ids=lambda profile: profile.stem,
+)
+def test_every_raw_image_arrives_with_the_profile(start_process, profile):
+    chosen = {"FASTRTPS_DEFAULT_PROFILES_FILE": str(profile)}
+    viewer = start_process([sys.executable, __file__, "subscribe"], name="viewer", env=chosen)
+    camera = start_process([sys.executable, __file__, "publish"], name="camera", env=chosen)
 
     words = viewer.wait_for(" end\n", timeout_s=40).split()
 
