@@ -27,7 +27,7 @@ class PipelineConfig:
     model: str = _setting(
         "warehouse_tiny", "model directory, or the name of a model shipped with the project"
     )
-    engine: str = _setting("auto", "inference backend: auto, ort or trt")
+    engine: str = _setting("auto", "inference backend: auto, ort (ort-cpu, ort-cuda) or trt")
     method: str = _setting("", "pruning method; empty: the model's own default")
     keep_ratio: float = _setting(
         -1.0, "share of visual tokens kept, (0, 1]; -1: the model's own default", -1.0, 1.0
