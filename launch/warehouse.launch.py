@@ -20,7 +20,9 @@ from launch import LaunchDescription
 BOOLEANS = ["true", "false", "True", "False"]
 ARGUMENTS = [
     DeclareLaunchArgument(
-        "engine", default_value="", description="Inference backend: auto, ort (ort-cpu, ort-cuda) or trt."
+        "engine",
+        default_value="",
+        description="Inference backend: auto, ort (ort-cpu, ort-cuda) or trt.",
     ),
     DeclareLaunchArgument(
         "model",

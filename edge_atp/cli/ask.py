@@ -35,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", type=Path, help="image file (JPEG, PNG, ...)")
     parser.add_argument("question", help="what to ask about it")
     parser.add_argument("--model", default="warehouse_tiny", help="model directory or shipped name")
-    parser.add_argument("--engine", default="auto", help="backend: auto, ort (ort-cpu, ort-cuda) or trt")
+    parser.add_argument(
+        "--engine", default="auto", help="backend: auto, ort (ort-cpu, ort-cuda) or trt"
+    )
     parser.add_argument(
         "--method",
         default="",
