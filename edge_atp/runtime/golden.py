@@ -60,8 +60,8 @@ class GoldenReport:
     @property
     def passed(self) -> bool:
         """Whether this device computes the same model."""
-        return self.kept_jaccard >= self.min_kept_jaccard
-            and self.token_agreement >= MIN_TOKEN_AGREEMENT
+        same_patches = self.kept_jaccard >= self.min_kept_jaccard
+        return same_patches and self.token_agreement >= MIN_TOKEN_AGREEMENT
 
 
 def record(engine: Engine, questions: tuple[str, ...]) -> list[GoldenCase]:
