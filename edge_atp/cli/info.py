@@ -3,6 +3,7 @@
 examples:
   edge-atp info                       # the shipped default model
   edge-atp info path/to/model --json
+  edge-atp info path/to/model --verify   # does this machine compute the same model?
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from edge_atp.pipeline import runnable_methods
+from edge_atp.runtime import golden
+from edge_atp.runtime.engine import Engine
 from edge_atp.runtime.find_model import find_model
 from edge_atp.runtime.model_dir import ModelDirectory
 
@@ -25,6 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", nargs="?", default="warehouse_tiny", help="model directory or shipped name"
     )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="re-run the golden answers on this machine; exit code 1 where they differ",
+    )
+    parser.add_argument("--engine", default="auto", help="backend for --verify: auto, ort or trt")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
 
 
@@ -35,7 +44,21 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(asdict(directory.manifest), default=str, indent=2))
         return 0
     _print(directory)
-    return 0
+    return _verify(directory, args.engine) if args.verify else 0
+
+
+def _verify(directory: ModelDirectory, backend: str) -> int:
+    """Compare this machine's answers with those recorded at export."""
+    engine = Engine.load(directory, backend)
+    report = golden.verify(engine)
+    engine.close()
+    verdict = "[green]passed[/green]" if report.passed else "[red]failed[/red]"
+    Console(highlight=False).print(
+        f"golden answers on {engine.backend}: {verdict}, {report.cases} cases, kept patches"
+        f" {report.kept_jaccard:.3f} (Jaccard, at least {report.min_kept_jaccard:g}), tokens"
+        f" {report.token_agreement:.3f} (at least {golden.MIN_TOKEN_AGREEMENT:g})"
+    )
+    return 0 if report.passed else 1
 
 
 def _print(directory: ModelDirectory) -> None:
@@ -67,5 +90,7 @@ def _parity_table(parity: dict[str, Any]) -> Table:
         "gate", "measured", "limit", title=f"parity at export ({facts})", title_justify="left"
     )
     for name, gate in parity.get("gates", {}).items():
-        table.add_row(name, f"{gate['value']:.3g}", f"{gate['limit']:.3g}")
+        # Distances that a quantised export only records have no limit.
+        limit = "-" if gate["limit"] is None else f"{gate['limit']:.3g}"
+        table.add_row(name, f"{gate['value']:.3g}", limit)
     return table

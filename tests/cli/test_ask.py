@@ -87,3 +87,10 @@ def test_info_shows_the_parity_gates_and_json():
     assert "logits_max_abs" in done.stdout
     manifest = json.loads(edge_atp("info", "--json").stdout)
     assert np.prod(list(manifest["vision"]["patch_grid"].values())) == 256
+
+
+def test_info_verify_reruns_the_golden_answers():
+    done = edge_atp("info", "--verify")
+    assert done.returncode == 0, done.stderr
+    assert "golden answers on ort-" in done.stdout
+    assert "passed" in done.stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import onnx
 import pytest
 from fake_tensorrt import VERSIONS, FakeCuda, FakeTensorRT
 from tiny_checkpoints import PROMPT
@@ -166,6 +167,13 @@ def test_linter_on_every_dialect(exported: dict[str, Path]) -> None:
         ]
     found = {f.problem for f in lint(exported["ort-gqa"] / "decoder.onnx", new)}
     assert "operator com.microsoft.GroupQueryAttention is no standard operator" in found
+
+
+@pytest.mark.parametrize("dialect", ["prim17", "prim18", "fp16"])
+def test_shapes_and_types_of_standard_graphs_infer(exported: dict[str, Path], dialect: str) -> None:
+    """Strict inference over the standard operators: what a parser of another engine relies on."""
+    for graph in ("vision", "text", "project", "decoder", "select_atp"):
+        onnx.checker.check_model(str(exported[dialect] / f"{graph}.onnx"), full_check=True)
 
 
 def test_check_command(exported: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
