@@ -72,7 +72,8 @@ def _stretch(kept: NDArray[np.bool_], grid: PatchGrid, region: SourceRegion) -> 
     # Pixel y belongs to patch row floor(y * rows / height), the inverse of the resize.
     rows = np.arange(region.height) * grid.rows // region.height
     cols = np.arange(region.width) * grid.cols // region.width
-    return kept.reshape(grid.rows, grid.cols)[np.ix_(rows, cols)].astype(np.uint8)
+    stretched: NDArray[np.bool_] = kept.reshape(grid.rows, grid.cols)[np.ix_(rows, cols)]
+    return stretched.astype(np.uint8)
 
 
 def _caption_bar(caption: str, width: int) -> NDArray[np.uint8]:

@@ -88,7 +88,7 @@ def write_failure_sheet(
     for axes, failure in zip(grid.flat, failures, strict=False):
         image = dataset.read_image(failure.example.image)
         axes.imshow(image)
-        _outline_target(axes, dataset, failure, image.shape[:2])
+        _outline_target(axes, dataset, failure, (image.shape[0], image.shape[1]))
         axes.set_xticks([])
         axes.set_yticks([])
         axes.set_xlabel(_caption(failure, arm), loc="left", fontsize=8.5, family="monospace")
