@@ -25,6 +25,7 @@ from edge_atp_ros.error_codes import (
     NoFrameError,
     RejectedError,
     StaleFrameError,
+    WithdrawnError,
     error_code,
     error_text,
     status,
@@ -34,6 +35,7 @@ from edge_atp_ros.publishers import Outputs
 from edge_atp_ros.questions import Intake, Question
 
 _CANCELED = "the node was deactivated before the answer was complete; ask again"
+_WITHDRAWN = "cancelled by the client"
 
 
 @dataclass(frozen=True)
@@ -71,19 +73,18 @@ class Answerer:
     def serve(self, question: Question, stopping: Callable[[], bool]) -> None:
         """Answer one question; publishes exactly one final answer, whatever happens."""
         images: list[CameraImage] = []
+        if question.reply is not None:
+            question.reply.begun()
         try:
             answer = self._answer(question, images, stopping)
+            headers = [image.header for image in images]
+            with_scores = self.loaded.settings.publish_scores
+            masks = to_mask_array(answer, headers, question.sequence, with_scores)
             message = self._message(question, answer, images, stopping)
         except Exception as error:  # anything: the question is owed an answer
             self.refuse(question, error, images)
             return
-        headers = [image.header for image in images]
-        try:
-            with_scores = self.loaded.settings.publish_scores
-            masks = to_mask_array(answer, headers, question.sequence, with_scores)
-            self._outputs.publish_masks(masks)
-        finally:
-            self._outputs.publish_answer(message)
+        self._deliver(question, message, masks)
         caption = f"{question.query.text}\n{answer.text}"
         self._outputs.publish_pictures(answer.masks, headers, caption)
 
@@ -109,7 +110,22 @@ class Answerer:
         message.frames_dropped = self._intake.answered(question)
         message.latency.total = time.perf_counter() - question.accepted_s
         message.latency.queue_wait = message.latency.total
-        self._outputs.publish_answer(message)
+        self._deliver(question, message)
+
+    def _deliver(
+        self, question: Question, message: msgs.Answer, masks: msgs.PatchMaskArray | None = None
+    ) -> None:
+        if not question.claim():  # the watchdog has answered meanwhile
+            return
+        try:
+            if masks is not None:
+                self._outputs.publish_masks(masks)
+        finally:
+            try:
+                self._outputs.publish_answer(message)
+            finally:
+                if question.reply is not None:
+                    question.reply.final(message, masks)
 
     def _answer(
         self, question: Question, images: list[CameraImage], stopping: Callable[[], bool]
@@ -126,7 +142,7 @@ class Answerer:
             accepted_s=question.accepted_s,
             frame_age_s=newest_age_s,
             on_text=self._streamer(question, images),
-            should_stop=lambda: stopping() or question.expires_in_s() < 0,
+            should_stop=lambda: stopping() or question.unwanted(),
         )
         # The pipeline counts all time before it as waiting; the conversion is preprocessing.
         times = replace(
@@ -150,10 +166,19 @@ class Answerer:
             ExpiredError: the deadline has passed.
             CanceledError: the node stops.
         """
+        if question.images:
+            images.extend(question.images)
+            return
         wait_s = min(frame_wait_s, question.deadline_s or frame_wait_s)
-        missing = self._cameras.wait(question.cameras, question.accepted_s + wait_s, stopping)
+        missing = self._cameras.wait(
+            question.cameras,
+            question.accepted_s + wait_s,
+            lambda: stopping() or question.canceled(),
+        )
         if stopping():
             raise CanceledError(_CANCELED)
+        if question.canceled():
+            raise WithdrawnError(_WITHDRAWN)
         if question.expires_in_s() <= 0:
             raise ExpiredError(f"the deadline of {question.deadline_s:g} s passed while waiting")
         if missing:
@@ -183,14 +208,18 @@ class Answerer:
     def _streamer(
         self, question: Question, images: Sequence[CameraImage]
     ) -> Callable[[str], None] | None:
-        if not self._outputs.partial_wanted:
+        on_topic, reply = self._outputs.partial_wanted, question.reply
+        if not on_topic and reply is None:
             return None
         message = self._blank(question, images)
         message.status = msgs.Answer.STATUS_PARTIAL
 
         def publish(text: str) -> None:
             message.text = text
-            self._outputs.publish_partial(message)
+            if on_topic:
+                self._outputs.publish_partial(message)
+            if reply is not None:
+                reply.partial(message)
 
         return publish
 

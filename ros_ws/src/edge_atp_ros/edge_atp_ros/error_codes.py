@@ -23,6 +23,14 @@ class CanceledError(errors.EdgeAtpError):
     """The node was deactivated while the question waited or was being answered."""
 
 
+class WithdrawnError(CanceledError):
+    """The client cancelled the question."""
+
+
+class StuckError(errors.EdgeAtpError):
+    """The inference engine showed no sign of life for too long."""
+
+
 class ExpiredError(errors.EdgeAtpError):
     """The question's deadline passed before it was answered."""
 
@@ -31,6 +39,8 @@ class ExpiredError(errors.EdgeAtpError):
 _CODES: dict[type[BaseException], int] = {
     RejectedError: Answer.ERROR_REJECTED,
     CanceledError: Answer.ERROR_REJECTED,
+    WithdrawnError: Answer.ERROR_NONE,
+    StuckError: Answer.ERROR_TIMEOUT,
     NoFrameError: Answer.ERROR_NO_FRAME,
     StaleFrameError: Answer.ERROR_STALE_FRAME,
     ExpiredError: Answer.ERROR_TIMEOUT,

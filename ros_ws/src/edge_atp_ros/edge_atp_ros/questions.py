@@ -18,7 +18,9 @@ from edge_atp_msgs.msg import Query as QueryMessage
 
 from edge_atp.errors import InvalidQueryError
 from edge_atp.types import Query
+from edge_atp_ros.cameras import CameraImage
 from edge_atp_ros.convert import to_query, to_seconds
+from edge_atp_ros.reply import Reply
 
 _REMEMBERED_IDS = 1024
 _MAX_ID_CHARS = 200
@@ -35,6 +37,8 @@ class Question:
     priority: higher is served first.
     sequence: number of this question among those of the same id.
     dropped_before: frames that each camera had dropped when counting began.
+    images: given with the question; empty: the cameras' newest.
+    reply: the client to tell besides the topics.
     """
 
     query: Query
@@ -45,11 +49,30 @@ class Question:
     priority: int = 0
     sequence: int = 0
     dropped_before: Mapping[str, int] = field(default_factory=dict)
+    images: tuple[CameraImage, ...] = ()
+    reply: Reply | None = None
+    _unanswered: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
 
     @property
     def query_id(self) -> str:
         """The client's id, or the one that was assigned."""
         return self.query.query_id
+
+    def claim(self) -> bool:
+        """True exactly once: whoever gets it publishes the final answer.
+
+        The watchdog and a thread that was stuck may both want to. Copies made by
+        ``dataclasses.replace`` share the claim.
+        """
+        return self._unanswered.acquire(blocking=False)
+
+    def canceled(self) -> bool:
+        """Whether the client has cancelled it."""
+        return self.reply is not None and self.reply.canceled()
+
+    def unwanted(self) -> bool:
+        """Whether going on is of no use: cancelled, or past its deadline."""
+        return self.expires_in_s() < 0 or self.canceled()
 
     def expires_in_s(self) -> float:
         """Seconds until the deadline, negative after it; infinite without one."""

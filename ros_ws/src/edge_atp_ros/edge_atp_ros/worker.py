@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import threading
+import time
 from collections.abc import Callable
 
 from edge_atp.errors import InvalidQueryError
@@ -41,6 +42,8 @@ class Worker:
         self._arrivals = 0
         self._changed = threading.Condition()
         self._stopping = False
+        self._running: Question | None = None
+        self._alive_s = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._thread.start()
 
@@ -74,6 +77,35 @@ class Worker:
         with self._changed:
             return len(self._waiting)
 
+    def withdraw(self, question: Question) -> bool:
+        """Take a question back out of the queue; False if it is no longer there."""
+        with self._changed:
+            for entry in self._waiting:
+                if entry[2] is question:
+                    self._waiting.remove(entry)
+                    heapq.heapify(self._waiting)
+                    self._held_ids.discard(question.query_id)
+                    return True
+            return False
+
+    def silent_s(self) -> float:
+        """Seconds since the question being served last asked whether to stop; 0 when idle."""
+        with self._changed:
+            return 0.0 if self._running is None else time.monotonic() - self._alive_s
+
+    def abandon(self) -> list[Question]:
+        """Give up a thread that does not return: accept nothing more, hand out what it held.
+
+        Returns:
+            The question being served, if any, then those that wait.
+        """
+        with self._changed:
+            self._stopping = True
+            held = [] if self._running is None else [self._running]
+            held += [entry[2] for entry in sorted(self._waiting, key=lambda entry: entry[:2])]
+            self._waiting.clear()
+            return held
+
     def stop(self) -> None:
         """End the running answer at its next token, cancel those that wait, join the thread."""
         with self._changed:
@@ -87,14 +119,21 @@ class Worker:
                 if self._stopping:
                     self._cancel(question)
                 else:
-                    self._serve(question, lambda: self._stopping)
+                    self._serve(question, self._asked_to_stop)
             except Exception as error:  # one bad picture must not end all answers
                 self._on_error(question, error)
             with self._changed:
                 self._held_ids.discard(question.query_id)
+                self._running = None
+
+    def _asked_to_stop(self) -> bool:
+        self._alive_s = time.monotonic()
+        return self._stopping
 
     def _next(self) -> Question | None:
         with self._changed:
             while not self._waiting and not self._stopping:
                 self._changed.wait()
-            return heapq.heappop(self._waiting)[2] if self._waiting else None
+            self._running = heapq.heappop(self._waiting)[2] if self._waiting else None
+            self._alive_s = time.monotonic()
+            return self._running
