@@ -9,7 +9,11 @@ from models.warehouse_tiny.vocabulary import NUM_PATCHES
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage. ``learning_rate`` is the peak; it falls along a cosine to 2 %."""
+    """One stage. ``learning_rate`` is the peak; it falls along a cosine to 2 %.
+
+    ``augment`` is the share of pictures changed as a camera would, ``diversify`` says whether
+    viewpoint and colours of the surroundings are changed as well.
+    """
 
     steps: int
     batch_scenes: int
@@ -17,6 +21,7 @@ class StageConfig:
     warmup_steps: int = 100
     weight_decay: float = 0.02
     augment: float = 1.0
+    diversify: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -51,6 +56,9 @@ class TrainConfig:
     vision: StageConfig = field(default_factory=lambda: StageConfig(560, 32, 2e-3, augment=0.8))
     language: StageConfig = field(default_factory=lambda: StageConfig(600, 16, 1.2e-3))
     joint: StageConfig = field(default_factory=lambda: StageConfig(520, 16, 6e-4))
+    robust: StageConfig = field(
+        default_factory=lambda: StageConfig(640, 16, 5e-4, warmup_steps=30, diversify=True)
+    )
     partial_patches: int = 112
     partial_share: float = 0.9
     texts_per_scene: int = 6
@@ -70,7 +78,12 @@ class TrainConfig:
 
     def stage(self, name: str) -> StageConfig:
         """Settings of a stage by name."""
-        stages = {"vision": self.vision, "language": self.language, "joint": self.joint}
+        stages = {
+            "vision": self.vision,
+            "language": self.language,
+            "joint": self.joint,
+            "robust": self.robust,
+        }
         if name not in stages:
             raise ValueError(f"stage is {name!r}; choose one of {tuple(stages)}")
         return stages[name]

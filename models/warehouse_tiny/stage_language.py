@@ -1,4 +1,5 @@
-"""Stages 2 and 3: the language model (``language``) and everything together (``joint``).
+"""Stages 2 to 4: the language model (``language``), then everything together (``joint``,
+``robust``; the last on scenes whose viewpoint and colours are changed as well).
 
 Curriculum over the share of the stage that is done: questions move from single attributes to
 colour and type together; the picture from all that matters (every patch that shows something,
@@ -17,6 +18,7 @@ from torch import Tensor
 from models.warehouse_tiny import questions as q
 from models.warehouse_tiny.config import TrainConfig
 from models.warehouse_tiny.decoder import run_packed
+from models.warehouse_tiny.diversify import diversify
 from models.warehouse_tiny.encoder import ImageFeatures, encode_image, encode_text, normalise
 from models.warehouse_tiny.facts import SceneView
 from models.warehouse_tiny.heads import DenseHeads
@@ -68,12 +70,13 @@ class LanguageBatch:
 
 
 class LanguageStage:
-    """Builds batches and computes the loss; ``joint`` also trains the towers."""
+    """Builds batches and computes the loss; all but ``language`` also train the towers."""
 
     def __init__(
         self, name: str, config: TrainConfig, store: SceneStore, tokenizer: QuestionTokenizer
     ) -> None:
         self.name = name
+        self.joint = name != "language"
         self.config = config
         self.settings = config.stage(name)
         self.store = store
@@ -82,7 +85,7 @@ class LanguageStage:
 
     def make_batch(self, step: int) -> LanguageBatch:
         """The batch of a step; a pure function of the seed and the step."""
-        stage_id = {"language": 2, "joint": 3}[self.name]
+        stage_id = {"language": 2, "joint": 3, "robust": 4}[self.name]
         rng = np.random.default_rng([self.config.seed, stage_id, step, rank()])
         # Rows of one step share their number of kept patches, in every process.
         shared = np.random.default_rng([self.config.seed, stage_id, step])
@@ -90,8 +93,10 @@ class LanguageStage:
             self.config.seed + stage_id, step, self.settings.batch_scenes, len(self.store)
         )
         scenes = [self.store[seed] for seed in order[rank() :: world_size()]]
-        done = step / self.settings.steps if self.name == "language" else 1.0
-        texts = self.config.texts_per_scene if self.name == "joint" else 0
+        if self.settings.diversify:
+            scenes = [diversify(scene, rng) for scene in scenes]
+        done = 1.0 if self.joint else step / self.settings.steps
+        texts = self.config.texts_per_scene if self.joint else 0
         vision = build_vision_batch(scenes, rng, NUM_PATCHES, texts, self.settings, self.tokenizer)
         asked = [self._questions(scene, rng, done) for scene in scenes]
         count, modes = _kept(done, len(scenes), shared, rng)
@@ -133,10 +138,10 @@ class LanguageStage:
     def loss(
         self, model: WarehouseModel, heads: DenseHeads, batch: LanguageBatch, step: int
     ) -> tuple[Tensor, dict[str, float]]:
-        """Answer loss plus where-to-look loss; in ``joint`` the losses of stage 1 as well."""
+        """Answer loss plus where-to-look loss; with the towers the losses of stage 1 as well."""
         pixels = normalise(batch.vision.images)
         total, log = pixels.new_zeros(()), {}
-        if self.name == "joint":
+        if self.joint:
             output = self.encode(model, pixels, None)
             vision, log = vision_losses(model, heads, batch.vision, output)
             total = 0.5 * vision

@@ -1,4 +1,4 @@
-"""Train warehouse_tiny: scenes, then the stages ``vision``, ``language`` and ``joint``.
+"""Train warehouse_tiny: scenes, then the stages ``vision``, ``language``, ``joint``, ``robust``.
 
 ``python -m models.warehouse_tiny.train --stage all --resume`` runs the whole chain, renders what is
 missing and writes the checkpoint; ``--scenes 200 --steps 5`` is a smoke run. Logs are JSON lines
@@ -27,7 +27,7 @@ from models.warehouse_tiny.stage_language import LanguageStage
 from models.warehouse_tiny.stage_vision import VisionStage
 from models.warehouse_tiny.tokenizer import train_tokenizer
 
-STAGES = ("vision", "language", "joint")
+STAGES = ("vision", "language", "joint", "robust")
 EVAL_SETTINGS = ["dense", "atp@64", "atp@32", "cls_topk@64", "random@64"]
 
 
@@ -50,7 +50,7 @@ def run_stage(
     )
     towers = [model.vision, model.text_tower, model.visual_projection, model.logit_scale, heads]
     language = [model.projector, model.llm]
-    trained = {"vision": towers, "language": language, "joint": towers + language}[name]
+    trained = {"vision": towers, "language": language}.get(name, towers + language)
     run = Run(out, stage, config.stage(name), model, heads, trained)
     if resume and run.state_path.exists():
         run.resume()

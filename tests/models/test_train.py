@@ -22,6 +22,7 @@ TINY = TrainConfig(
     vision=StageConfig(4, 2, 1e-3),
     language=StageConfig(4, 2, 1e-3),
     joint=StageConfig(4, 2, 1e-3),
+    robust=StageConfig(4, 2, 1e-3, diversify=True),
     texts_per_scene=2,
     questions_per_scene=3,
 )
@@ -40,7 +41,7 @@ def make_run(shard_folder: Path, out: Path, name: str) -> Run:
     return Run(out, stage, TINY.stage(name), model, heads, [model.vision, model.llm, heads])
 
 
-@pytest.mark.parametrize("name", ["vision", "language", "joint"])
+@pytest.mark.parametrize("name", ["vision", "language", "joint", "robust"])
 def test_an_interrupted_run_resumes_to_the_same_weights(
     shard_folder: Path, tmp_path: Path, name: str
 ) -> None:
