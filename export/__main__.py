@@ -16,6 +16,7 @@ from export.dialects import available
 from export.precision import NAMES as PRECISIONS
 from export.recipe import export_model
 from export.settings import read_settings
+from export.staging import staging_folder
 
 _console = Console(stderr=True)
 
@@ -50,12 +51,23 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except OSError as error:
         _console.print(
-            f"[red]error:[/red] writing {options.out} failed: {error}; nothing was left behind",
+            f"[red]error:[/red] writing {options.out} failed: {error}; {_resume_hint(options.out)}",
             highlight=False,
         )
         return 1
+    except KeyboardInterrupt:
+        _console.print(f"[red]stopped;[/red] {_resume_hint(options.out)}", highlight=False)
+        return 130
     _summarise(directory, time.perf_counter() - start)
     return 0
+
+
+def _resume_hint(out: Path) -> str:
+    folder = staging_folder(out.resolve())
+    return (
+        f"what is finished waits in {folder}: run the same command again to go on with it, or"
+        " delete that folder"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

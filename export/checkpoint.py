@@ -41,6 +41,7 @@ class TensorStore:
     def __init__(self, folder: Path, rename: Callable[[str], str | None] = lambda name: name):
         self.folder = folder
         self._locations: dict[str, _Location] = {}
+        self._sha256 = ""
         for file in _safetensors_files(folder):
             with _open(file) as reader:
                 for key in reader.keys():  # noqa: SIM118  the reader is no mapping
@@ -104,13 +105,16 @@ class TensorStore:
         )
 
     def sha256(self) -> str:
-        """Hash over the safetensors files, in order of their names."""
+        """Hash over the safetensors files, in order of their names; read once."""
+        if self._sha256:
+            return self._sha256
         digest = hashlib.sha256()
         for file in _safetensors_files(self.folder):
             with file.open("rb") as stream:
                 while chunk := stream.read(1 << 20):
                     digest.update(chunk)
-        return digest.hexdigest()
+        self._sha256 = digest.hexdigest()
+        return self._sha256
 
     def _find(self, name: str) -> _Location:
         if name not in self._locations:

@@ -90,7 +90,7 @@ def run_gates(
         ArtifactError: a gate failed; the message lists each with value and limit.
     """
     settings = sources.settings
-    _require_memory(sources)
+    require_memory(sources)
     reference = Reference(settings.checkpoint, sources.tower, settings.embed_layer)
     engine = Engine.load(directory, "ort-cpu")
     inputs = make_inputs(settings, directory.manifest)
@@ -116,7 +116,7 @@ def run_gates(
     }
 
 
-def _require_memory(sources: Sources) -> None:
+def require_memory(sources: Sources) -> None:
     """The original in float32 and the engine's own copy must fit side by side.
 
     Raises:

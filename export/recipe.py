@@ -22,7 +22,8 @@ from export.accuracy import accuracy_drop
 from export.architecture import Llava, read_llava
 from export.dialects import load_dialect
 from export.graph import GraphBuilder
-from export.parity import Measurements, run_gates
+from export.journal import Journal, fingerprint
+from export.parity import Measurements, require_memory, run_gates
 from export.parity_inputs import QUESTIONS
 from export.plan import Sources, plan_graphs
 from export.precision import get_precision
@@ -46,17 +47,42 @@ def export_model(
         EdgeAtpError: unusable checkpoint, or a parity gate failed; ``out`` is then unchanged.
     """
     sources = read_sources(settings)
-    with staged_directory(out, overwrite=overwrite) as staged:
-        write_directory(sources, staged, progress)
+    if settings.compare:
+        # Known beforehand, and no reason to throw away an hour of written graphs.
+        require_memory(sources)
+    mark = _fingerprint(sources)
+    with staged_directory(out, overwrite=overwrite, fingerprint=mark) as journal:
+        staged = journal.folder
+        write_directory(sources, journal, progress)
         if settings.compare:
             progress("comparing with the original model")
-            parity = run_gates(sources, ModelDirectory.open(staged), progress)
+            directory = ModelDirectory.open(staged, unfinished=True)
+            parity = run_gates(sources, directory, progress)
         else:
             parity = {"compared": False, "gates": {}}
         parity["gates"].update(_accuracy_gates(sources, staged, progress))
         progress("recording golden answers")
         _complete(staged, parity)
     return ModelDirectory.open(out)
+
+
+# Settings that say how to check an export, not what it holds.
+_CHECK_SETTINGS = frozenset({"compare", "accuracy_set", "parity_new_tokens"})
+
+
+def _fingerprint(sources: Sources) -> str:
+    """Of everything that decides what the files of this export hold."""
+    settings, tower = vars(sources.settings), sources.tower
+    return fingerprint(
+        {
+            "settings": {k: v for k, v in settings.items() if k not in _CHECK_SETTINGS},
+            "config": sources.model.vision.__dict__ | sources.model.llm.__dict__,
+            "tokenizer": file_sha256(sources.tokenizer),
+            "checkpoint": sources.model.tensors.sha256(),
+            "text_tower": tower.tensors.sha256() if tower else "",
+            "packages": [onnx.__version__, np.__version__],
+        }
+    )
 
 
 def _accuracy_gates(sources: Sources, staged: Path, progress: Progress) -> dict[str, Any]:
@@ -66,7 +92,9 @@ def _accuracy_gates(sources: Sources, staged: Path, progress: Progress) -> dict[
         return {}
     with tempfile.TemporaryDirectory(prefix="edge_atp_fp32_") as folder:
         plain = replace(sources, settings=replace(settings, precision="fp32"))
-        write_directory(plain, Path(folder), progress)
+        journal = Journal(Path(folder), "")
+        write_directory(plain, journal, progress)
+        journal.close()
         measured = accuracy_drop(
             staged, Path(folder), Path(settings.accuracy_set), settings.keep_ratio, progress
         )
@@ -79,7 +107,7 @@ def _accuracy_gates(sources: Sources, staged: Path, progress: Progress) -> dict[
 
 def _complete(staged: Path, parity: dict[str, Any]) -> None:
     """Add the golden answers and the parity numbers to a directory that passed."""
-    engine = Engine.load(ModelDirectory.open(staged), "ort-cpu")
+    engine = Engine.load(ModelDirectory.open(staged, unfinished=True), "ort-cpu")
     golden.write_golden(staged / "golden.json", golden.record(engine, QUESTIONS))
     engine.close()
     manifest = m.read_manifest(staged / m.FILE_NAME)
@@ -112,37 +140,42 @@ def read_sources(settings: ExportSettings) -> Sources:
     return Sources(settings, model, tower, tokenizer, max_kv)
 
 
-def write_directory(sources: Sources, folder: Path, progress: Progress) -> None:
-    """Write graphs, tables, tokenizers and the manifest (still without parity numbers)."""
+def write_directory(sources: Sources, journal: Journal, progress: Progress) -> None:
+    """Write graphs, tables, tokenizers and the manifest (still without parity numbers).
+
+    Files that the journal knows as finished are kept.
+    """
+    folder = journal.folder
     graphs: list[m.GraphSpec] = []
-    files: list[tuple[str, str]] = []
+    files: list[m.FileSpec] = []
     precision = get_precision(sources.settings.precision, sources.settings.dialect)
     opset = load_dialect(sources.settings.dialect).opset
-    for item in plan_graphs(sources):
+    plan = plan_graphs(sources)
+    for number, item in enumerate(plan, start=1):
         role = item.role
-        progress(f"emitting {role}")
         data = f"{role}.weights" if item.weight_bytes > _EXTERNAL_BYTES else None
-        graph = GraphBuilder(
-            role,
-            folder / data if data else None,
-            opset,
-            precision.form(item.kind),
-        )
-        item.emit(graph)
-        graph.save(folder / f"{role}.onnx")
+        names = [(role, f"{role}.onnx")] + ([(f"{role}_weights", data)] if data else [])
+        if journal.finished(name for _, name in names):
+            progress(f"[{number}/{len(plan)}] {role} was finished before")
+        else:
+            progress(f"[{number}/{len(plan)}] emitting {role}")
+            form = precision.form(item.kind)
+            graph = GraphBuilder(role, folder / data if data else None, opset, form)
+            item.emit(graph)
+            graph.save(folder / f"{role}.onnx")
+        files += [journal.record(*name) for name in names]
         graphs.append(_graph_spec(folder, role, sources.settings.dialect))
-        files.append((role, f"{role}.onnx"))
-        files += [(f"{role}_weights", data)] if data else []
     progress("writing the embedding table and tokenizers")
-    np.save(folder / "embed_tokens.npy", _embedding_table(sources.model), allow_pickle=False)
-    files.append(("embed_tokens", "embed_tokens.npy"))
-    shutil.copyfile(sources.tokenizer, folder / "tokenizer.json")
-    files.append(("tokenizer", "tokenizer.json"))
+    if not journal.finished(["embed_tokens.npy"]):
+        np.save(folder / "embed_tokens.npy", _embedding_table(sources.model), allow_pickle=False)
+    files.append(journal.record("embed_tokens", "embed_tokens.npy"))
+    tokenizers = [("tokenizer", sources.tokenizer)]
     if sources.tower:
-        shutil.copyfile(sources.tower.tokenizer, folder / "text_tokenizer.json")
-        files.append(("text_tokenizer", "text_tokenizer.json"))
-    specs = tuple(_file_spec(folder, role, name) for role, name in files)
-    m.write_manifest(folder / m.FILE_NAME, _manifest(sources, tuple(graphs), specs))
+        tokenizers.append(("text_tokenizer", sources.tower.tokenizer))
+    for role, source in tokenizers:
+        shutil.copyfile(source, folder / f"{role}.json")
+        files.append(journal.record(role, f"{role}.json"))
+    m.write_manifest(folder / m.FILE_NAME, _manifest(sources, tuple(graphs), tuple(files)))
 
 
 def _embedding_table(model: Llava) -> np.ndarray:

@@ -13,6 +13,8 @@ from pathlib import Path
 from edge_atp.errors import ArtifactError
 from edge_atp.runtime.manifest import FILE_NAME, FileSpec, Manifest, read_manifest
 
+# Lies in a folder whose export has not finished; python -m export removes it at the end.
+UNFINISHED = "export_unfinished.jsonl"
 _CHUNK_BYTES = 1 << 20
 
 
@@ -28,20 +30,28 @@ class ModelDirectory:
     manifest: Manifest
 
     @classmethod
-    def open(cls, path: Path | str, *, verify: bool = True) -> ModelDirectory:
+    def open(
+        cls, path: Path | str, *, verify: bool = True, unfinished: bool = False
+    ) -> ModelDirectory:
         """Open a directory written by ``python -m export``.
 
         Args:
             path: the directory.
             verify: read every listed file and compare its SHA-256 (about 1 GB/s); without it
                 only presence and size are checked.
+            unfinished: also open what an export is still working on; for the exporter itself.
         Raises:
-            ArtifactError: a file is missing, truncated or altered, or leaves the directory; the
-                message names it and says what to do.
+            ArtifactError: a file is missing, truncated or altered, or leaves the directory, or
+                the export did not finish; the message names it and says what to do.
         """
         root = Path(path).expanduser().resolve()
         if not root.is_dir():
             raise ArtifactError(f"{root} is no directory; give the one `python -m export` wrote")
+        if not unfinished and (root / UNFINISHED).exists():
+            raise ArtifactError(
+                f"{root} holds an export that did not finish and was not compared with the"
+                " original; run the same `python -m export` again, it continues"
+            )
         directory = cls(root, read_manifest(root / FILE_NAME))
         for spec in directory.manifest.files:
             directory._check(spec, verify)
