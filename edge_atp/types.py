@@ -40,6 +40,14 @@ class Status(Enum):
     ERROR = 5
 
 
+class ConfidenceKind(Enum):
+    """What a confidence is the probability of (values match ``edge_atp_msgs/Answer``)."""
+
+    NONE = 0
+    MEAN_TOKEN_PROB = 1
+    CHOICE_PROB = 2
+
+
 @dataclass(frozen=True)
 class PatchGrid:
     """Rows and columns of the patch grid; patches are numbered row-major."""
@@ -104,8 +112,12 @@ class PruneSpec:
 class Query:
     """A question about one or several frames.
 
-    max_new_tokens: 0 takes the pipeline's default.
     choices: closed answer set; empty for a free answer.
+    max_new_tokens: 0 takes the pipeline's default.
+    prune: for every image alike, each image with a budget of its own.
+    conversation_id: joins questions that follow one another; empty for a question that stands
+        alone.
+    prune_per_image: one entry per image handed in, in place of ``prune``; they name one method.
     """
 
     text: str
@@ -113,6 +125,8 @@ class Query:
     choices: tuple[str, ...] = ()
     max_new_tokens: int = 0
     prune: PruneSpec = field(default_factory=PruneSpec)
+    conversation_id: str = ""
+    prune_per_image: tuple[PruneSpec, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -197,6 +211,21 @@ class TokenCounts:
 
 
 @dataclass(frozen=True)
+class Reuse:
+    """What an answer did not compute because it was there already.
+
+    images: images of the prompt whose encoding was there: handed in, unchanged, or of an earlier
+        turn.
+    text_embed: the question's embedding was remembered.
+    kv_tokens: tokens of the prompt whose keys and values were there.
+    """
+
+    images: int = 0
+    text_embed: bool = False
+    kv_tokens: int = 0
+
+
+@dataclass(frozen=True)
 class PatchMask:
     """Which patches of one frame the language model saw.
 
@@ -216,8 +245,13 @@ class PatchMask:
 class Answer:
     """The answer to one question, with the evidence of how it was reached.
 
+    masks: of the newest images it is about; empty where it ended before selection.
     confidence: mean probability of the generated tokens, or of the chosen answer with a closed
-        set; None when there is none.
+        set, as ``confidence_kind`` says; None when there is none.
+    choice_probs: (C,) probability of each of Query.choices, sums to 1; empty without choices.
+    turn: place of the question in its conversation, from 1; 0 if it stands alone.
+    predicted_s: seconds that this device was predicted to take, waiting not counted, before the
+        work began; None without a calibration (``edge-atp bench --calibrate``).
     """
 
     text: str
@@ -230,3 +264,8 @@ class Answer:
     method: str
     model_id: str
     token_ids: tuple[int, ...] = ()
+    confidence_kind: ConfidenceKind = ConfidenceKind.NONE
+    choice_probs: tuple[float, ...] = ()
+    reused: Reuse = Reuse()
+    turn: int = 0
+    predicted_s: float | None = None

@@ -25,11 +25,13 @@ class ChoiceScores:
     """Probabilities of a closed answer set.
 
     choices: as asked.
+    token_ids: of each answer, without the end token.
     log_probs: (C,) natural log of each answer's probability under the model.
     probabilities: (C,) the same, normalised over the set; sums to 1.
     """
 
     choices: tuple[str, ...]
+    token_ids: tuple[tuple[int, ...], ...]
     log_probs: NDArray[np.float64]
     probabilities: NDArray[np.float64]
 
@@ -49,32 +51,51 @@ def score_sequences(
     embed_tokens: EmbedTokens,
     prompt_logits: Float,
     sequences: Sequence[tuple[int, ...]],
-) -> NDArray[np.float64]:
+    *,
+    negligible: float = 0.0,
+    should_stop: Callable[[], bool] | None = None,
+) -> NDArray[np.float64] | None:
     """Log-probability of each token sequence behind the prompt that the cache holds.
 
     Args:
         prompt_logits: (vocab,) after the prompt.
         sequences: non-empty token ids each, the end token last.
+        negligible: a sequence whose beginning is less probable than this share of the best whole
+            one is not followed further; its score is then that of its beginning, an upper bound.
+            The best one is exact. 0 follows all.
+        should_stop: asked before each run of the decoder.
     Returns:
-        (C,); the cache is left as it was.
+        (C,), or None when stopped; the cache is left as it was.
     """
     scores = np.zeros(len(sequences))
+    margin = np.log(negligible) if negligible > 0 else -np.inf
+    best = -np.inf
 
-    def descend(logits: Float, members: list[int], depth: int) -> None:
+    def descend(logits: Float, members: list[int], depth: int) -> bool:
+        nonlocal best
         log_probs = _log_softmax(logits)
         by_token: dict[int, list[int]] = defaultdict(list)
         for member in members:
-            by_token[sequences[member][depth]].append(member)
-        for token, following in by_token.items():
-            scores[following] += log_probs[token]
-            longer = [m for m in following if len(sequences[m]) > depth + 1]
-            if longer:
-                length = kv_cache.length
-                descend(kv_cache.forward(embed_tokens([token])), longer, depth + 1)
-                kv_cache.truncate(length)
+            token = sequences[member][depth]
+            scores[member] += log_probs[token]
+            by_token[token].append(member)
+        # The most probable beginning first: it sets the mark for the others.
+        for token in sorted(by_token, key=lambda t: -float(log_probs[t])):
+            longer = [m for m in by_token[token] if len(sequences[m]) > depth + 1]
+            for ended in set(by_token[token]).difference(longer):
+                best = max(best, scores[ended])
+            if not longer or scores[longer[0]] < best + margin:
+                continue
+            if should_stop and should_stop():
+                return False
+            length = kv_cache.length
+            finished = descend(kv_cache.forward(embed_tokens([token])), longer, depth + 1)
+            kv_cache.truncate(length)
+            if not finished:
+                return False
+        return True
 
-    descend(prompt_logits, list(range(len(sequences))), 0)
-    return scores
+    return scores if descend(prompt_logits, list(range(len(sequences))), 0) else None
 
 
 def normalise(log_probs: NDArray[np.float64]) -> NDArray[np.float64]:

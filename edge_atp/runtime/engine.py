@@ -7,7 +7,6 @@ time.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -25,11 +24,14 @@ from edge_atp.pruning.base import InModelPruner
 from edge_atp.runtime import sessions
 from edge_atp.runtime.choices import ChoiceScores, normalise
 from edge_atp.runtime.decoder import GreedyDecoder
+from edge_atp.runtime.embedding_table import EmbeddingTable
 from edge_atp.runtime.in_llm import load_rule
 from edge_atp.runtime.in_llm.decoder import BlockDecoder, CutPlan
 from edge_atp.runtime.kv_cache import KvCache, make_kv_cache
+from edge_atp.runtime.kv_prefix import HeldKv
 from edge_atp.runtime.model_dir import ModelDirectory
 from edge_atp.runtime.outputs import Float, Generation, Prompt, VisionOutput
+from edge_atp.runtime.prompt import PromptBuilder, Turn
 from edge_atp.runtime.sessions.base import Session, SessionOptions
 from edge_atp.runtime.text import (
     IncrementalText,
@@ -38,8 +40,7 @@ from edge_atp.runtime.text import (
     TextTowerTokenizer,
     load_tokenizer,
 )
-
-_TEXT_CACHE_SIZE = 256
+from edge_atp.runtime.text_encoder import TextEncoder
 
 
 class Engine:
@@ -61,22 +62,16 @@ class Engine:
         manifest = directory.manifest
         self._vision = self.open_graph("vision")
         self._project = self.open_graph("project")
-        self._text = self.open_graph("text") if manifest.text_tower else None
-        self._table = _load_table(directory)
-        self._prompt = PromptTokenizer(load_tokenizer(directory.file("tokenizer")), manifest.prompt)
-        self._text_tokenizer = (
-            TextTowerTokenizer(
-                load_tokenizer(directory.file("text_tokenizer")), manifest.text_tower
-            )
-            if manifest.text_tower
-            else None
+        self._table = EmbeddingTable(directory)
+        llm = manifest.llm
+        self._prompt = PromptTokenizer(
+            load_tokenizer(directory.file("tokenizer")), manifest.prompt, llm.eos_token_ids[0]
         )
+        self._builder = PromptBuilder(self._prompt, self._table, llm.max_kv)
+        self._texts, text = self._open_text()
         self._kv_cache, decoders = self._open_decoder()
-        self._decoder = GreedyDecoder(
-            self._kv_cache, self.embed_tokens, manifest.llm.eos_token_ids, manifest.llm.max_kv
-        )
-        self._sessions = [s for s in (self._vision, self._project, self._text, *decoders) if s]
-        self._text_embeds: OrderedDict[str, Float] = OrderedDict()
+        self._decoder = GreedyDecoder(self._kv_cache, self._table, llm.eos_token_ids, llm.max_kv)
+        self._sessions = [s for s in (self._vision, self._project, text, *decoders) if s]
 
     @classmethod
     def load(
@@ -134,26 +129,22 @@ class Engine:
         Raises:
             MissingSignalError: the model directory has no text encoder.
         """
-        if self._text is None or self._text_tokenizer is None:
+        if self._texts is None:
             raise MissingSignalError(
                 f"{self.directory.path} has no text encoder; export with --text-tower, or use a"
                 " pruning method that does not read the question"
             )
-        if text in self._text_embeds:
-            self._text_embeds.move_to_end(text)
-            return self._text_embeds[text]
-        windows = self._text_tokenizer.windows(text)
-        embeds = [self._encode_window(ids) for ids in windows]
-        embed = embeds[0] if len(embeds) == 1 else np.mean([_unit(e) for e in embeds], axis=0)
-        self._text_embeds[text] = embed = embed.astype(np.float32)
-        embed.flags.writeable = False
-        if len(self._text_embeds) > _TEXT_CACHE_SIZE:
-            self._text_embeds.popitem(last=False)
-        return embed
+        return self._texts.encode(text)
+
+    @property
+    def text_remembered(self) -> bool:
+        """Whether the last text of ``encode_text`` was remembered."""
+        return self._texts is not None and self._texts.remembered
 
     def forget_texts(self) -> None:
         """Empty the memory of text embeddings."""
-        self._text_embeds.clear()
+        if self._texts is not None:
+            self._texts.forget()
 
     def project(self, patch_features: Float, kept_indices: NDArray[np.int64]) -> Float:
         """Project the kept patches only: (N, D), (K,) -> (K, H).
@@ -178,8 +169,7 @@ class Engine:
 
     def embed_tokens(self, token_ids: Sequence[int] | NDArray[np.int64]) -> Float:
         """Input embeddings (M, H) float32 of token ids."""
-        rows: Float = self._table[np.asarray(token_ids, np.int64)].astype(np.float32)
-        return rows
+        return self._table(token_ids)
 
     def embed_question(self, text: str) -> Float:
         """Input embeddings (M, H) of a text alone, without the prompt around it."""
@@ -189,32 +179,25 @@ class Engine:
         """Token ids of the prompt, one image token per image; see ``embed_prompt``."""
         return self._prompt.encode(question, num_images)
 
-    def embed_prompt(self, question: str, images: Sequence[Float]) -> Prompt:
+    def embed_prompt(
+        self,
+        question: str,
+        images: Sequence[Float],
+        history: Sequence[Turn] = (),
+        *,
+        keep_prefix: bool = False,
+    ) -> Prompt:
         """Build the language model's input from the question and each image's (K_i, H) tokens.
 
+        Args:
+            images: of this question, in the order of their places in the prompt.
+            history: the turns of a conversation before this question, oldest first.
+            keep_prefix: keep keys and values of the text before the first image in the cache.
         Raises:
             InvalidQueryError: an empty question or one with special tokens.
             BudgetExceededError: the text or the whole prompt is too long.
         """
-        tokens = self._prompt.encode(question, len(images))
-        parts: list[Float] = []
-        start = 0
-        counts = np.ones(len(tokens.ids), np.int64)
-        for image, position in zip(images, np.flatnonzero(tokens.is_image), strict=True):
-            parts += [self.embed_tokens(tokens.ids[start:position]), image]
-            counts[position] = image.shape[0]
-            start = int(position) + 1
-        parts.append(self.embed_tokens(tokens.ids[start:]))
-        embeds = np.concatenate(parts, axis=0)
-        num_visual = sum(int(image.shape[0]) for image in images)
-        max_kv = self.directory.manifest.llm.max_kv
-        if embeds.shape[0] >= max_kv:
-            raise BudgetExceededError(
-                f"the prompt has {embeds.shape[0]} tokens ({num_visual} visual); llm.max_kv is"
-                f" {max_kv}. Keep fewer visual tokens or shorten the question"
-            )
-        is_visual = np.repeat(tokens.is_image, counts)
-        return Prompt(embeds, int(embeds.shape[0]) - num_visual, num_visual, is_visual)
+        return self._builder.build(question, images, history, keep_prefix=keep_prefix)
 
     def generate(
         self,
@@ -223,6 +206,7 @@ class Engine:
         max_new_tokens: int,
         cut: InModelPruner | None = None,
         num_kept: int | None = None,
+        held: HeldKv | None = None,
         on_prefill: Callable[[], None] | None = None,
         on_token: Callable[[str], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
@@ -234,6 +218,7 @@ class Engine:
             cut: a method that drops visual tokens inside the language model; needs a directory
                 exported with --block-layers.
             num_kept: visual tokens that ``cut`` leaves in the end; None for its own ratios.
+            held: keys and values of an earlier prompt that this one may begin with, from ``hold``.
             on_prefill: called when the logits of the prompt are there.
             on_token: called with the whole text so far when it has grown; never half a character.
             should_stop: asked before each step; true ends generation with finish "stopped".
@@ -249,8 +234,9 @@ class Engine:
                 on_token(shown)
 
         tokens = self._decoder.generate(
-            prompt.inputs_embeds,
+            prompt,
             max_new_tokens,
+            held=held,
             on_prefill=on_prefill,
             on_tokens=on_tokens if on_token else None,
             should_stop=should_stop,
@@ -267,25 +253,58 @@ class Engine:
         prompt: Prompt,
         choices: Sequence[str],
         *,
+        negligible: float = 0.0,
         cut: InModelPruner | None = None,
         num_kept: int | None = None,
+        held: HeldKv | None = None,
         on_prefill: Callable[[], None] | None = None,
-    ) -> ChoiceScores:
+        should_stop: Callable[[], bool] | None = None,
+    ) -> ChoiceScores | None:
         """Probability of each answer of a closed set.
 
         Args:
             choices: two or more different answers, as the model would write them.
-            cut, num_kept, on_prefill: as in ``generate``.
+            negligible: share of the best answer's probability below which another is not computed
+                to its end but bounded from above; 0 computes all.
+            cut, num_kept, held, on_prefill, should_stop: as in ``generate``.
+        Returns:
+            None when stopped.
         Raises:
-            InvalidQueryError: fewer than two choices, an empty one, or two alike.
+            InvalidQueryError: fewer than two choices, an empty one, one with a special token, or
+                two alike.
             BudgetExceededError: the longest answer does not fit behind the prompt.
         """
         answers = self._prompt.encode_choices(choices)
         end = self.directory.manifest.llm.eos_token_ids[0]
         self._plan_cuts(prompt, cut, num_kept)
-        sequences = [(*ids, end) for ids in answers]
-        log_probs = self._decoder.score(prompt.inputs_embeds, sequences, on_prefill)
-        return ChoiceScores(tuple(choices), log_probs, normalise(log_probs))
+        log_probs = self._decoder.score(
+            prompt,
+            [(*ids, end) for ids in answers],
+            negligible=negligible,
+            held=held,
+            on_prefill=on_prefill,
+            should_stop=should_stop,
+        )
+        if log_probs is None:
+            return None
+        return ChoiceScores(tuple(choices), tuple(answers), log_probs, normalise(log_probs))
+
+    def check_choices(self, choices: Sequence[str]) -> None:
+        """Refuse a bad closed answer set; see ``score_choices``."""
+        self._prompt.encode_choices(choices)
+
+    def hold(self, token_ids: Sequence[int]) -> HeldKv | None:
+        """Keys and values of the last prompt and of ``token_ids`` generated behind it.
+
+        Returns:
+            None where the decoder cannot hand them out (exported with --block-layers).
+        """
+        return self._decoder.hold(token_ids)
+
+    @property
+    def reused_tokens(self) -> int:
+        """Tokens of the last prompt whose keys and values were there already."""
+        return self._decoder.reused_tokens
 
     @property
     def kept_by_layer(self) -> dict[int, NDArray[np.int64]]:
@@ -319,7 +338,7 @@ class Engine:
         """Release the graphs; the engine cannot be used afterwards."""
         for session in self._sessions:
             session.close()
-        self._text_embeds.clear()
+        self.forget_texts()
 
     def _plan_cuts(self, prompt: Prompt, cut: InModelPruner | None, num_kept: int | None) -> None:
         if isinstance(self._kv_cache, BlockDecoder):
@@ -347,29 +366,10 @@ class Engine:
         blocks = [self.open_graph(f"decoder.{number}") for number in range(count)]
         return BlockDecoder(blocks, lambda layer: self.open_graph(f"probe.{layer}"), llm), blocks
 
-    def _encode_window(self, ids: NDArray[np.int64]) -> Float:
-        assert self._text is not None
-        out = self._text.run({"input_ids": ids, "attention_mask": np.ones_like(ids)})
-        embed: Float = out["text_embed"][0]
-        return embed
-
-
-def _unit(vector: Float) -> Float:
-    norm = float(np.linalg.norm(vector))
-    return vector / np.float32(norm) if norm else vector
-
-
-def _load_table(directory: ModelDirectory) -> NDArray[np.floating]:
-    """The embedding table (vocab, H), memory-mapped: only the rows used are read."""
-    path = directory.file("embed_tokens")
-    try:
-        table: NDArray[np.floating] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} is no valid table ({error}); export again") from error
-    llm = directory.manifest.llm
-    if table.shape != (llm.vocab, llm.hidden) or table.dtype not in (np.float16, np.float32):
-        raise ArtifactError(
-            f"{path} is {table.shape} {table.dtype}, the manifest says ({llm.vocab}, {llm.hidden})"
-            " float16 or float32; export again"
-        )
-    return table
+    def _open_text(self) -> tuple[TextEncoder | None, Session | None]:
+        tower = self.directory.manifest.text_tower
+        if tower is None:
+            return None, None
+        session = self.open_graph("text")
+        tokenizer = load_tokenizer(self.directory.file("text_tokenizer"))
+        return TextEncoder(session, TextTowerTokenizer(tokenizer, tower)), session

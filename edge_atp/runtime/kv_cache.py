@@ -32,8 +32,18 @@ class KvCache(Protocol):
     def num_bytes(self) -> int:
         """Memory the cache holds now."""
 
+    @property
+    def can_resume(self) -> bool:
+        """Whether a prompt may be entered in parts, ``copy_out`` and ``copy_in`` included."""
+
     def truncate(self, length: int) -> None:
         """Forget everything after the first ``length`` positions."""
+
+    def copy_out(self) -> Arrays:
+        """Keys and values of all positions filled, by input name, (1, kv_heads, length, d)."""
+
+    def copy_in(self, arrays: Arrays, length: int) -> None:
+        """Hold the first ``length`` positions of what ``copy_out`` gave, and nothing else."""
 
     def forward(self, inputs_embeds: NDArray[np.float32]) -> NDArray[np.float32]:
         """Append (S, H) tokens; returns the logits (vocab,) of the last one."""
@@ -62,6 +72,8 @@ def make_kv_cache(dialect: str, session: Session, llm: LlmSpec) -> KvCache:
 class SharedKvCache:
     """Preallocated buffers (1, kv_heads, max_kv, head_dim) per layer, updated in place."""
 
+    can_resume = True
+
     def __init__(self, session: Session, llm: LlmSpec) -> None:
         self._session = session
         self._llm = llm
@@ -82,6 +94,16 @@ class SharedKvCache:
     def truncate(self, length: int) -> None:
         """Forget everything after the first ``length`` positions; the buffers stay."""
         self._length = min(self._length, length)
+
+    def copy_out(self) -> Arrays:
+        """Keys and values of all positions filled, by input name, (1, kv_heads, length, d)."""
+        return {name: self._state.read(name, self._length) for name in _aliases(self._llm)}
+
+    def copy_in(self, arrays: Arrays, length: int) -> None:
+        """Hold the first ``length`` positions of what ``copy_out`` gave, and nothing else."""
+        for name, array in arrays.items():
+            self._state.write(name, array[:, :, :length])
+        self._length = length
 
     def forward(self, inputs_embeds: NDArray[np.float32]) -> NDArray[np.float32]:
         """Append (S, H) tokens; returns the logits (vocab,) of the last one."""
@@ -116,6 +138,8 @@ class StaticKvCache(SharedKvCache):
 class GrowingKvCache:
     """Past keys and values (1, kv_heads, length, head_dim) that each run extends, on the device."""
 
+    can_resume = True
+
     def __init__(self, session: Session, llm: LlmSpec) -> None:
         self._session = session
         self._llm = llm
@@ -144,6 +168,15 @@ class GrowingKvCache:
             kept = dict.fromkeys(self._aliases, empty)
         for name, array in kept.items():
             self._carry.set(name, array)
+
+    def copy_out(self) -> Arrays:
+        """Keys and values of all positions filled, by input name, (1, kv_heads, length, d)."""
+        return {name: self._carry.get(name).copy() for name in self._aliases}
+
+    def copy_in(self, arrays: Arrays, length: int) -> None:
+        """Hold the first ``length`` positions of what ``copy_out`` gave, and nothing else."""
+        for name, array in arrays.items():
+            self._carry.set(name, array[:, :, :length])
 
     def forward(self, inputs_embeds: NDArray[np.float32]) -> NDArray[np.float32]:
         """Append (S, H) tokens; returns the logits (vocab,) of the last one."""

@@ -111,6 +111,7 @@ class VisionSpec:
 
     feature_layer: index into the hidden states of the layer the projector consumes (-2: last
         but one); embed_layer: the same for the joint-space patch embeddings.
+    group_layers: layers per ``vision_group`` graph, 0 where the encoder is one graph only.
     """
 
     num_patches: int
@@ -122,6 +123,7 @@ class VisionSpec:
     embed_dim: int = 0
     layers: int = 0
     heads: int = 0
+    group_layers: int = 0
 
     def __post_init__(self) -> None:
         grid = self.patch_grid
@@ -130,6 +132,12 @@ class VisionSpec:
                 f"vision.num_patches is {self.num_patches}, but vision.patch_grid is"
                 f" {grid.rows} x {grid.cols}"
             )
+
+    @property
+    def consumed_layers(self) -> int:
+        """Layers that the projector's input has been through."""
+        layer = self.feature_layer
+        return layer if layer >= 0 else self.layers + 1 + layer
 
 
 @dataclass(frozen=True)
@@ -182,7 +190,8 @@ class PromptSpec:
     """The prompt: ``template`` has one ``{image}`` and one ``{question}`` slot.
 
     Several images fill the slot one after the other, ``image_separator`` between them.
-    max_text_tokens bounds the tokens that are not image tokens.
+    max_text_tokens bounds the tokens of one question that are not image tokens. turn_template is
+    the template of a question that follows an answer; "" derives it from ``template``.
     """
 
     template: str
@@ -190,11 +199,14 @@ class PromptSpec:
     image_token_id: int
     max_text_tokens: int
     image_separator: str = "\n"
+    turn_template: str = ""
 
     def __post_init__(self) -> None:
         for slot in ("{image}", "{question}"):
-            if self.template.count(slot) != 1:
-                raise ArtifactError(f"prompt.template must contain {slot} exactly once")
+            for name in ("template", "turn_template"):
+                template = getattr(self, name)
+                if template.count(slot) != 1 and (template or name == "template"):
+                    raise ArtifactError(f"prompt.{name} must contain {slot} exactly once")
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,14 @@ class Prompt:
 
     inputs_embeds: (S, H), text and visual tokens in order; S = num_text + num_visual.
     is_visual: (S,) bool, which of them are visual; None where nobody asked.
+    num_prefix: leading rows that every prompt of the model begins with and that may be kept.
     """
 
     inputs_embeds: Float
     num_text_tokens: int
     num_visual_tokens: int
     is_visual: NDArray[np.bool_] | None = None
+    num_prefix: int = 0
 
 
 @dataclass(frozen=True)

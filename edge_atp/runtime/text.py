@@ -5,6 +5,7 @@ Uses the ``tokenizers`` library alone. Knows nothing of graphs or embeddings.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from edge_atp.runtime.manifest import PromptSpec, TextTowerSpec
 # No tokenizer in use packs more characters than this into one token on average; longer texts
 # are refused before the tokenizer spends time on them.
 _MAX_CHARS_PER_TOKEN = 32
+_IMAGE = re.compile(r"\{image\}\s*")
+_LAST_WORD = re.compile(r"\S+\s*$")
 
 
 def load_tokenizer(path: Path) -> Any:
@@ -47,11 +50,17 @@ class PromptTokens:
 
 
 class PromptTokenizer:
-    """Prompt template and tokenizer of the language model."""
+    """Prompt template and tokenizer of the language model.
 
-    def __init__(self, tokenizer: Any, spec: PromptSpec) -> None:
+    Args:
+        end_token_id: closes an answer.
+    """
+
+    def __init__(self, tokenizer: Any, spec: PromptSpec, end_token_id: int = -1) -> None:
         self._tokenizer = tokenizer
         self._spec = spec
+        self._end_token_id = end_token_id
+        self._turn_template = spec.turn_template or turn_template(spec.template)
         self._special = tuple(
             token.content
             for token in tokenizer.get_added_tokens_decoder().values()
@@ -66,11 +75,27 @@ class PromptTokenizer:
                 model (it could forge a turn or an image).
             BudgetExceededError: the prompt's text is longer than prompt.max_text_tokens.
         """
-        self._check(question)
+        return self._fill(self._spec.template, question, num_images, starts=True)
+
+    def encode_turn(self, question: str, num_images: int) -> PromptTokens:
+        """Token ids of a question that follows an answer; see ``encode``."""
+        template = self._turn_template
+        # Without images their line goes too.
+        template = template if num_images else _IMAGE.sub("", template)
+        return self._fill(template, question, num_images, starts=False)
+
+    def closed_answer(self, answer_ids: Sequence[int]) -> PromptTokens:
+        """An answer of an earlier turn with its end token."""
+        ids = np.array([*answer_ids, self._end_token_id], np.int64)
+        return PromptTokens(ids, np.zeros(len(ids), np.bool_))
+
+    def _fill(self, template: str, question: str, num_images: int, starts: bool) -> PromptTokens:
+        self._check("the question", question)
         slot = self._spec.image_separator.join([self._spec.image_token] * num_images)
         # The question is inserted last: braces in it are text.
-        head, tail = self._spec.template.replace("{image}", slot).split("{question}")
-        ids = np.array(self._tokenizer.encode(head + question.strip() + tail).ids, np.int64)
+        head, tail = template.replace("{image}", slot).split("{question}")
+        text = head + question.strip() + tail
+        ids = np.array(self._tokenizer.encode(text, add_special_tokens=starts).ids, np.int64)
         is_image = ids == self._spec.image_token_id
         if int(is_image.sum()) != num_images:
             raise ArtifactError(
@@ -94,45 +119,52 @@ class PromptTokenizer:
         """Token ids of each possible answer, as it would follow the prompt.
 
         Raises:
-            InvalidQueryError: fewer than two, an empty one, or two that are the same tokens.
+            InvalidQueryError: fewer than two, an empty one, one with a special token, or two that
+                are the same tokens.
         """
+        if len(choices) < 2:
+            raise InvalidQueryError(f"choices has {len(choices)} entries; give two or more")
         # Answers follow the prompt behind a space unless the prompt ends with one.
         lead = "" if self._spec.template[-1:].isspace() else " "
-        answers = [
-            tuple(self._tokenizer.encode(lead + text.strip(), add_special_tokens=False).ids)
-            for text in choices
-        ]
-        if len(answers) < 2:
-            raise InvalidQueryError(f"choices has {len(answers)} entries; give two or more")
-        for number, ids in enumerate(answers):
-            if not choices[number].strip():
-                raise InvalidQueryError(f"choices[{number}] is empty")
-            if ids in answers[:number]:
+        seen: dict[tuple[int, ...], str] = {}
+        for number, text in enumerate(choices):
+            self._check(f"choices[{number}]", text)
+            ids = tuple(self._tokenizer.encode(lead + text.strip(), add_special_tokens=False).ids)
+            if ids in seen:
                 raise InvalidQueryError(
-                    f"choices[{number}] {choices[number]!r} is the same answer as"
-                    f" {choices[answers.index(ids)]!r}"
+                    f"choices[{number}] {text!r} is the same answer as {seen[ids]!r}"
                 )
-        return answers
+            seen[ids] = text
+        return list(seen)
 
     def decode(self, token_ids: list[int]) -> str:
         """Text of generated tokens, special tokens removed."""
         text: str = self._tokenizer.decode(token_ids, skip_special_tokens=True)
         return text
 
-    def _check(self, question: str) -> None:
-        if not question.strip():
-            raise InvalidQueryError("the question is empty; give its text")
+    def _check(self, name: str, text: str) -> None:
+        if not text.strip():
+            raise InvalidQueryError(f"{name} is empty; give its text")
         limit = self._spec.max_text_tokens * _MAX_CHARS_PER_TOKEN
-        if len(question) > limit:
+        if len(text) > limit:
             raise BudgetExceededError(
-                f"the question has {len(question)} characters; this model takes at most"
+                f"{name} has {len(text)} characters; this model takes at most"
                 f" {self._spec.max_text_tokens} text tokens; shorten it"
             )
         for special in self._special:
-            if special in question:
-                raise InvalidQueryError(
-                    f"the question contains the special token {special!r}; remove it"
-                )
+            if special in text:
+                raise InvalidQueryError(f"{name} contains the special token {special!r}; remove it")
+
+
+def turn_template(template: str) -> str:
+    """The template of a turn that follows another, from the one that starts a prompt.
+
+    What stands before the user's role (a system prompt) is said once: the turn begins with the
+    last word before the first slot, such as "USER:", "[INST]" or "<|im_start|>user".
+    """
+    first = min(template.index("{image}"), template.index("{question}"))
+    role = _LAST_WORD.search(template[:first])
+    return (role.group() if role else "") + template[first:]
 
 
 class IncrementalText:

@@ -66,7 +66,7 @@ def test_encode_text_is_cached_and_bounded(engine: Engine) -> None:
     assert np.abs(engine.encode_text("a blue drum") - first).max() > 1e-3
     for number in range(300):
         engine.encode_text(f"box {number}")
-    assert len(engine._text_embeds) == 256
+    assert len(engine._texts) == 256
     np.testing.assert_array_equal(engine.encode_text("a red box"), first)
 
 

@@ -18,7 +18,7 @@ from edge_atp.pruning.schedule import Schedule, Stage
 from edge_atp.runtime.in_llm.base import CutRule, LayerView
 from edge_atp.runtime.manifest import LlmSpec
 from edge_atp.runtime.outputs import Float
-from edge_atp.runtime.sessions.base import Session, StateBuffers
+from edge_atp.runtime.sessions.base import Arrays, Session, StateBuffers
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,9 @@ class BlockDecoder:
         self.plan: CutPlan | None = None
         self.kept: dict[int, NDArray[np.int64]] = {}
 
+    # A cut chooses among all visual tokens of a prompt, so a prompt is entered as a whole.
+    can_resume = False
+
     @property
     def length(self) -> int:
         """Positions of the first block, which holds the whole sequence."""
@@ -101,6 +104,22 @@ class BlockDecoder:
         self._lengths = [count - removed for count in self._lengths]
         self._next_position = [position - removed for position in self._next_position]
         self._decoded -= removed
+
+    def copy_out(self) -> Arrays:
+        """Not offered: blocks hold different lengths.
+
+        Raises:
+            ConfigError: always; see ``can_resume``.
+        """
+        raise ConfigError("a decoder in blocks cannot hand out its KV cache; export as one graph")
+
+    def copy_in(self, arrays: Arrays, length: int) -> None:
+        """Not offered; see ``copy_out``.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError("a decoder in blocks cannot take in a KV cache; export as one graph")
 
     def forward(self, inputs_embeds: Float) -> Float:
         """Append (S, H) tokens; returns the logits (vocab,) of the last one.

@@ -38,6 +38,12 @@ class StateBuffers(Protocol):
     def num_bytes(self) -> int:
         """Size of all buffers together."""
 
+    def read(self, name: str, length: int) -> NDArray[Any]:
+        """A copy on the host of the first ``length`` entries along axis 2."""
+
+    def write(self, name: str, array: NDArray[Any]) -> None:
+        """Replace the first entries along axis 2; those behind them are undefined."""
+
 
 class Carry(Protocol):
     """Named device tensors that one run puts out and the next takes in."""

@@ -80,17 +80,43 @@ def open_session(path: Path, name: str, options: SessionOptions) -> OrtSession:
 
 
 class OrtState:
-    """Device buffers bound to a session's inputs and outputs."""
+    """Device buffers bound to a session's inputs and outputs.
 
-    def __init__(self, aliases: Mapping[str, str], values: Mapping[str, Any]) -> None:
+    Args:
+        arrays: the buffers' memory as arrays; read and written directly on the CPU.
+    """
+
+    def __init__(
+        self, aliases: Mapping[str, str], arrays: Mapping[str, NDArray[Any]], device: str
+    ) -> None:
         self.aliases = dict(aliases)
-        self.values = dict(values)
+        self.values = {
+            name: ort.OrtValue.ortvalue_from_numpy(array, device, 0)
+            for name, array in arrays.items()
+        }
+        # On the CPU a value is the array's own memory; elsewhere it is a copy on the device.
+        self._host = dict(arrays) if device == "cpu" else None
         self.binding: Any = None
 
     @property
     def num_bytes(self) -> int:
         """Size of all buffers together."""
         return sum(int(value.tensor_size_in_bytes()) for value in self.values.values())
+
+    def read(self, name: str, length: int) -> NDArray[Any]:
+        """A copy on the host of the first ``length`` entries along axis 2."""
+        whole = self._host[name] if self._host else self.values[name].numpy()
+        part: NDArray[Any] = whole[:, :, :length].copy()
+        return part
+
+    def write(self, name: str, array: NDArray[Any]) -> None:
+        """Replace the first entries along axis 2; those behind them are undefined."""
+        if self._host:
+            self._host[name][:, :, : array.shape[2]] = array
+            return
+        whole = np.zeros(self.values[name].shape(), array.dtype)
+        whole[:, :, : array.shape[2]] = array
+        self.values[name].update_inplace(whole)
 
 
 class OrtCarry:
@@ -148,15 +174,11 @@ class OrtSession:
         self, aliases: Mapping[str, str], shape: tuple[int, ...], dtype: type[np.generic]
     ) -> OrtState:
         """Allocate one zeroed device buffer per alias."""
-        zeros = np.zeros(shape, dtype)
         try:
-            values = {
-                name: ort.OrtValue.ortvalue_from_numpy(zeros.copy(), self._device, 0)
-                for name in aliases
-            }
+            arrays = {name: np.zeros(shape, dtype) for name in aliases}
+            return OrtState(aliases, arrays, self._device)
         except Exception as error:
             raise _inference_error(error) from error
-        return OrtState(aliases, values)
 
     def run_in_place(
         self, inputs: Mapping[str, NDArray[Any]], state: OrtState, outputs: tuple[str, ...]

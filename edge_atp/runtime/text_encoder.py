@@ -1,0 +1,65 @@
+"""The CLIP text encoder, with a memory of the texts it has seen. Knows nothing of images."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_atp.runtime.outputs import Float
+from edge_atp.runtime.sessions.base import Session
+from edge_atp.runtime.text import TextTowerTokenizer
+
+# Standing questions repeat; 256 texts of a 768-wide joint space are 0.8 MB.
+CACHE_SIZE = 256
+
+
+class TextEncoder:
+    """Embeds texts in the joint image-text space.
+
+    Attributes:
+        remembered: whether the last text was remembered, so that nothing was computed.
+    """
+
+    def __init__(self, session: Session, tokenizer: TextTowerTokenizer) -> None:
+        self._session = session
+        self._tokenizer = tokenizer
+        self._embeds: OrderedDict[str, Float] = OrderedDict()
+        self.remembered = False
+
+    def __len__(self) -> int:
+        """Number of texts remembered."""
+        return len(self._embeds)
+
+    def encode(self, text: str) -> Float:
+        """The embedding (P,) of a text; read-only.
+
+        A text longer than the encoder's context is cut into windows of even length and their
+        unit-length embeddings are averaged.
+        """
+        self.remembered = text in self._embeds
+        if self.remembered:
+            self._embeds.move_to_end(text)
+            return self._embeds[text]
+        embeds = [self._run(ids) for ids in self._tokenizer.windows(text)]
+        embed = embeds[0] if len(embeds) == 1 else np.mean([_unit(e) for e in embeds], axis=0)
+        self._embeds[text] = embed = embed.astype(np.float32)
+        embed.flags.writeable = False
+        if len(self._embeds) > CACHE_SIZE:
+            self._embeds.popitem(last=False)
+        return embed
+
+    def forget(self) -> None:
+        """Empty the memory of texts."""
+        self._embeds.clear()
+
+    def _run(self, ids: NDArray[np.int64]) -> Float:
+        out = self._session.run({"input_ids": ids, "attention_mask": np.ones_like(ids)})
+        embed: Float = out["text_embed"][0]
+        return embed
+
+
+def _unit(vector: Float) -> Float:
+    norm = float(np.linalg.norm(vector))
+    return vector / np.float32(norm) if norm else vector
