@@ -1,19 +1,22 @@
-"""/diagnostics once a second: the node's state, its counts, and each camera's.
+"""/diagnostics once a second: the node, each camera, latency by stage, and the host.
 
-Reports; judges nothing but whether a camera is silent. Latency percentiles are not here yet.
+Level ERROR: the node cannot go on. WARN: a camera is silent, the engine failed lately, or a
+second node answers to the same name. Everything else is a number for people and dashboards.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from edge_atp_msgs.msg import Answer
 from rclpy.node import Node
 
 from edge_atp_ros.cameras import CameraCounts
+from edge_atp_ros.health import PERCENTILES, HealthReport
+from edge_atp_ros.host import resident_bytes, temperatures_c
 
 _PERIOD_S = 1.0
 _SILENT_S = 2.0
@@ -24,6 +27,11 @@ _STATUS_NAMES = {
     Answer.STATUS_EXPIRED: "expired",
     Answer.STATUS_ERROR: "error",
 }
+_ERROR_NAMES = {
+    getattr(Answer, name): name.removeprefix("ERROR_").lower()
+    for name in dir(Answer)
+    if name.startswith("ERROR_") and name != "ERROR_NONE"
+}
 
 
 @dataclass(frozen=True)
@@ -31,17 +39,37 @@ class Report:
     """A snapshot of the node.
 
     state: label of the lifecycle state.
-    backend: what runs the model, "" if none is loaded.
-    waiting: questions in the queue.
-    answers: final answers so far, by ``Answer.status``.
+    backend, model_id, method: what answers, "" if nothing is loaded.
+    waiting, queue_size: questions in the queue, and how many fit.
+    health: outcomes and latencies.
     cameras: counts by camera.
     """
 
     state: str
     backend: str
     waiting: int
-    answers: Mapping[int, int]
+    health: HealthReport
     cameras: Mapping[str, CameraCounts]
+    model_id: str = ""
+    method: str = ""
+    queue_size: int = 0
+
+
+@dataclass
+class Rates:
+    """Frames per second of each camera between two reports."""
+
+    _last: dict[str, tuple[float, int]] = field(default_factory=dict)
+
+    def update(self, cameras: Mapping[str, CameraCounts], now_s: float) -> dict[str, float]:
+        """Rates since the previous call; 0 on the first."""
+        rates = {}
+        for name, counts in cameras.items():
+            then_s, received = self._last.get(name, (now_s, counts.received))
+            elapsed_s = now_s - then_s
+            rates[name] = (counts.received - received) / elapsed_s if elapsed_s > 0 else 0.0
+            self._last[name] = (now_s, counts.received)
+        return rates
 
 
 class Diagnostics:
@@ -50,40 +78,104 @@ class Diagnostics:
     def __init__(self, node: Node, report: Callable[[], Report]) -> None:
         self._node = node
         self._report = report
+        self._rates = Rates()
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        self._timer = node.create_timer(_PERIOD_S, self._publish)
+        self._timer = node.create_timer(_PERIOD_S, self.publish)
 
-    def _publish(self) -> None:
+    def publish(self) -> None:
+        """Publish now, besides the timer."""
+        report, now_s = self._report(), time.monotonic()
         name = self._node.get_fully_qualified_name()
-        message = DiagnosticArray(status=to_status(name, self._report(), time.monotonic()))
+        message = DiagnosticArray(
+            status=[
+                node_status(name, report, self._namesakes()),
+                latency_status(name, report.health),
+                host_status(name, resident_bytes(), temperatures_c()),
+                *camera_statuses(name, report, self._rates.update(report.cameras, now_s), now_s),
+            ]
+        )
         message.header.stamp = self._node.get_clock().now().to_msg()
         self._publisher.publish(message)
 
+    def _namesakes(self) -> int:
+        """Other nodes of the same name: each would answer every question, too."""
+        own = (self._node.get_name(), self._node.get_namespace())
+        return self._node.get_node_names_and_namespaces().count(own) - 1
 
-def to_status(name: str, report: Report, now_s: float) -> list[DiagnosticStatus]:
-    """One status for the node and one per camera.
+
+def node_status(name: str, report: Report, namesakes: int) -> DiagnosticStatus:
+    """State, queue and outcomes of the node.
 
     Args:
         name: fully qualified name of the node.
-        report: what to say.
-        now_s: ``time.monotonic()``.
+        report: the snapshot.
+        namesakes: other nodes of the same name.
     """
-    counts = {text: report.answers.get(code, 0) for code, text in _STATUS_NAMES.items()}
-    node = DiagnosticStatus(
+    health = report.health
+    level, text = DiagnosticStatus.OK, report.state
+    if namesakes > 0:
+        level = DiagnosticStatus.WARN
+        text = f"{namesakes} other node of this name answers, too: rename or stop one"
+    if health.engine_failures:
+        level = DiagnosticStatus.WARN
+        text = f"the inference engine failed {health.engine_failures} times in the last 10 s"
+    if health.fault:
+        level, text = DiagnosticStatus.ERROR, health.fault
+    values: dict[str, object] = {
+        "state": report.state,
+        "backend": report.backend,
+        "model": report.model_id,
+        "method": report.method,
+        "questions_waiting": report.waiting,
+        "queue_size": report.queue_size,
+        "answers_per_s": f"{health.answers_per_s:.2f}",
+    }
+    for code, text_of in _STATUS_NAMES.items():
+        values[f"answers_{text_of}"] = health.by_status.get(code, 0)
+    for code, text_of in _ERROR_NAMES.items():
+        if count := health.by_error.get(code, 0):
+            values[f"errors_{text_of}"] = count
+    return DiagnosticStatus(level=level, name=name, message=text, values=_values(values))
+
+
+def latency_status(name: str, health: HealthReport) -> DiagnosticStatus:
+    """Percentiles of each stage in milliseconds; see LatencyBreakdown.msg for the stages."""
+    values: dict[str, object] = {"answers": health.window}
+    for stage, seconds in health.latency_s.items():
+        for percent, value in zip(PERCENTILES, seconds, strict=True):
+            values[f"{stage}_p{percent}_ms"] = f"{value * 1e3:.2f}"
+    return DiagnosticStatus(
         level=DiagnosticStatus.OK,
-        name=name,
-        message=report.state,
-        values=_values(
-            {"backend": report.backend, "questions_waiting": report.waiting}
-            | {f"answers_{text}": count for text, count in counts.items()}
-        ),
+        name=f"{name}: latency",
+        message=f"of the newest {health.window} complete answers",
+        values=_values(values),
     )
+
+
+def host_status(
+    name: str, resident: int | None, temperatures: Mapping[str, float]
+) -> DiagnosticStatus:
+    """Memory of the process and temperatures of the machine, as far as readable."""
+    values = {} if resident is None else {"resident_mb": f"{resident / 1e6:.1f}"}
+    values |= {f"temperature_{zone}_c": f"{celsius:.1f}" for zone, celsius in temperatures.items()}
+    return DiagnosticStatus(
+        level=DiagnosticStatus.OK, name=f"{name}: host", message="", values=_values(values)
+    )
+
+
+def camera_statuses(
+    name: str, report: Report, rates: Mapping[str, float], now_s: float
+) -> list[DiagnosticStatus]:
+    """One status per camera; ``now_s`` is ``time.monotonic()``."""
     active = report.state == "active"
-    return [node, *(_camera(name, c, n, active, now_s) for c, n in report.cameras.items())]
+    return [
+        _camera(name, camera, counts, active, rates[camera], now_s)
+        for camera, counts in report.cameras.items()
+    ]
 
 
 def _camera(
-    node: str, camera: str, counts: CameraCounts, active: bool, now_s: float
+    node: str, camera: str, counts: CameraCounts, active: bool, rate_hz: float, now_s: float
 ) -> DiagnosticStatus:
     age_s = None if counts.last_s is None else now_s - counts.last_s
     silent = active and (age_s is None or age_s > _SILENT_S)
@@ -95,6 +187,7 @@ def _camera(
             {
                 "frames_received": counts.received,
                 "frames_dropped": counts.dropped,
+                "rate_hz": f"{rate_hz:.2f}",
                 "seconds_since_last": "never" if age_s is None else f"{age_s:.3f}",
             }
         ),

@@ -59,6 +59,13 @@ class NodeSettings:
         1.0, "longest wait for a camera's first frame, seconds after the question", 0.0, 60.0
     )
     queue_size: int = _setting(64, "questions that may wait; more are REJECTED", 1, 10_000)
+    stuck_after: float = _setting(
+        30.0,
+        "longest silence of the inference engine, seconds; then the node ends, to be started"
+        " again by launch; 0: wait for ever",
+        0.0,
+        3600.0,
+    )
     publish_scores: bool = _setting(True, "patch masks carry the score of every patch")
     autostart: bool = _setting(False, "configure and activate without a lifecycle manager")
 

@@ -6,11 +6,10 @@ a few hundred bytes, go out before the answer they belong to.
 
 from __future__ import annotations
 
-import threading
-from collections import Counter
 from collections.abc import Sequence
 
 from edge_atp_msgs import msg as msgs
+from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -19,6 +18,7 @@ from std_msgs.msg import Header
 
 from edge_atp import types
 from edge_atp.mask import mask_image, overlay
+from edge_atp_ros.health import Health
 from edge_atp_ros.images import to_image
 
 # Deep enough that a burst of refusals does not overwrite answers that are still being delivered.
@@ -26,15 +26,15 @@ _ANSWER_DEPTH = 1000
 # Offered as reliable, because that matches both best-effort and reliable subscribers.
 _STREAM_DEPTH = 10
 _PICTURE_DEPTH = 2
+_FLUSH_S = 0.5
 
 
 class Outputs:
     """The node's publishers; may be used from the inference thread."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, health: Health) -> None:
         self._node = node
-        self._lock = threading.Lock()
-        self._by_status: Counter[int] = Counter()
+        self._health = health
         self._answer = self._create(msgs.Answer, "answer", _ANSWER_DEPTH)
         self._partial = self._create(msgs.Answer, "answer_partial", _STREAM_DEPTH)
         self._masks = self._create(msgs.PatchMaskArray, "patch_mask", _STREAM_DEPTH)
@@ -54,10 +54,9 @@ class Outputs:
         ):
             self._node.destroy_publisher(publisher)
 
-    def counts(self) -> dict[int, int]:
-        """Final answers published so far, by ``Answer.status``."""
-        with self._lock:
-            return dict(self._by_status)
+    def flush(self) -> None:
+        """Wait, not for long, until every subscriber has acknowledged the answers."""
+        self._answer.wait_for_all_acked(Duration(seconds=_FLUSH_S))
 
     @property
     def partial_wanted(self) -> bool:
@@ -66,8 +65,7 @@ class Outputs:
 
     def publish_answer(self, message: msgs.Answer) -> None:
         """Publish a final answer."""
-        with self._lock:
-            self._by_status[message.status] += 1
+        self._health.answered(message)
         self._answer.publish(message)
 
     def publish_partial(self, message: msgs.Answer) -> None:

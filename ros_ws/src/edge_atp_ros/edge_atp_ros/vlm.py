@@ -31,11 +31,14 @@ from edge_atp_ros import parameters
 from edge_atp_ros.answering import Answerer, Loaded
 from edge_atp_ros.cameras import Cameras
 from edge_atp_ros.diagnostics import Diagnostics, Report
+from edge_atp_ros.giving_up import give_up
+from edge_atp_ros.health import Health
 from edge_atp_ros.lifecycle_guard import refuse_invalid_transitions
 from edge_atp_ros.model_info import model_info
 from edge_atp_ros.process import StartError
 from edge_atp_ros.publishers import Outputs
 from edge_atp_ros.questions import Intake, Question
+from edge_atp_ros.watchdog import Watchdog
 from edge_atp_ros.worker import Worker
 
 NODE_NAME = "vlm_node"
@@ -62,6 +65,8 @@ class VlmNode(LifecycleNode):
         node = self._settings.node
         self._cameras = Cameras(node.cameras, node.camera_topics, node.transport, node.camera_depth)
         self._intake = Intake(node.cameras, self._cameras.dropped)
+        self._health = Health()
+        self._watchdog: Watchdog | None = None
         self._outputs: Outputs | None = None
         self._answerer: Answerer | None = None
         self._worker: Worker | None = None
@@ -139,7 +144,7 @@ class VlmNode(LifecycleNode):
     def _load(self) -> None:
         pipeline = Pipeline.load(self._settings.pipeline)
         _warm_up(pipeline)
-        self._outputs = Outputs(self)
+        self._outputs = Outputs(self, self._health)
         self._answerer = Answerer(
             Loaded(pipeline, self._settings.node),
             self._cameras,
@@ -161,6 +166,12 @@ class VlmNode(LifecycleNode):
             cancel=answerer.cancel,
             on_error=self._on_worker_error,
             capacity=self._settings.node.queue_size,
+        )
+        self._watchdog = Watchdog(
+            self._settings.node.stuck_after,
+            self._worker.silent_s,
+            self._on_stuck,
+            with_timer=True,
         )
         # Cameras first: of an image and a question that arrive together, the executor then
         # handles the image first, and the question is answered about it.
@@ -184,6 +195,9 @@ class VlmNode(LifecycleNode):
         if self._worker is not None:
             self._worker.stop()
             self._worker = None
+        if self._watchdog is not None:  # after the worker: it may be stuck while stopping
+            self._watchdog.stop()
+            self._watchdog = None
 
     def _release(self) -> None:
         if self._answerer is not None:
@@ -235,6 +249,19 @@ class VlmNode(LifecycleNode):
         trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
         self.get_logger().error(f"{question.query_id}: publishing failed\n{trace}")
 
+    def _on_stuck(self, silent_s: float) -> None:
+        assert self._answerer is not None  # the watchdog lives only while the node is active
+        assert self._worker is not None
+        assert self._outputs is not None
+        give_up(
+            f"the inference engine has shown no sign of life for {silent_s:.1f} s (stuck_after:"
+            f" {self._settings.node.stuck_after:g} s); the node ends, to be started again",
+            self._worker,
+            self._answerer,
+            self._health,
+            last_words=(self._diagnostics.publish, self._outputs.flush),
+        )
+
     # Parameters and state --------------------------------------------------------------------
 
     def _on_parameters(self, changes: list[Parameter]) -> SetParametersResult:
@@ -257,8 +284,11 @@ class VlmNode(LifecycleNode):
             state=self._state_machine.current_state[1],
             backend=loaded.pipeline.engine.backend if loaded else "",
             waiting=len(self._worker) if self._worker else 0,
-            answers=self._outputs.counts() if self._outputs else {},
+            queue_size=self._settings.node.queue_size,
+            health=self._health.report(),
             cameras=self._cameras.counts(),
+            model_id=loaded.pipeline.manifest.model_id if loaded else "",
+            method=loaded.pipeline.default_budget.method if loaded else "",
         )
 
     def _announce(self) -> None:

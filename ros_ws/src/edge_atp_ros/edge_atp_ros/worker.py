@@ -97,12 +97,17 @@ class Worker:
         """Give up a thread that does not return: accept nothing more, hand out what it held.
 
         Returns:
-            The question being served, if any, then those that wait.
+            The question being served, then those that wait. Empty, and nothing happens, if none
+            is being served: the thread has returned after all.
         """
         with self._changed:
+            if self._running is None:
+                return []
             self._stopping = True
-            held = [] if self._running is None else [self._running]
-            held += [entry[2] for entry in sorted(self._waiting, key=lambda entry: entry[:2])]
+            held = [
+                self._running,
+                *(entry[2] for entry in sorted(self._waiting, key=lambda entry: entry[:2])),
+            ]
             self._waiting.clear()
             return held
 

@@ -1,0 +1,242 @@
+"""Counting, percentiles, diagnostics, the host's sensors and the watchdog, without a node."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("edge_atp_msgs", reason="needs the built workspace: scripts/with_ros")
+
+from diagnostic_msgs.msg import DiagnosticStatus
+from edge_atp_msgs.msg import Answer
+from edge_atp_ros import health as health_module
+from edge_atp_ros.cameras import CameraCounts
+from edge_atp_ros.diagnostics import (
+    Rates,
+    Report,
+    camera_statuses,
+    host_status,
+    latency_status,
+    node_status,
+)
+from edge_atp_ros.health import Health
+from edge_atp_ros.host import resident_bytes, temperatures_c
+from edge_atp_ros.watchdog import Watchdog
+
+
+def answer(
+    status: int = Answer.STATUS_FINAL, error: int = Answer.ERROR_NONE, **latency: float
+) -> Answer:
+    message = Answer(status=status, error_code=error)
+    for stage, seconds in latency.items():
+        setattr(message.latency, stage, seconds)
+    return message
+
+
+def values(status: DiagnosticStatus) -> dict[str, str]:
+    return {entry.key: entry.value for entry in status.values}
+
+
+def report(health: Health, state: str = "active", **fields) -> Report:
+    return Report(
+        state=state,
+        backend="ort-cpu",
+        waiting=3,
+        health=health.report(),
+        cameras=fields.pop("cameras", {}),
+        **fields,
+    )
+
+
+def test_percentiles_are_those_of_each_stage():
+    health = Health()
+    seconds = np.random.default_rng(1).permutation(np.arange(1, 101)) / 1000
+    for value in seconds:
+        health.answered(answer(prefill=value, total=2 * value))
+    latency = health.report().latency_s
+
+    assert latency["prefill"] == pytest.approx(np.percentile(seconds, [50, 95, 99]))
+    assert latency["total"] == pytest.approx(2 * np.percentile(seconds, [50, 95, 99]))
+    assert latency["decode"] == (0.0, 0.0, 0.0)
+
+
+def test_percentiles_cover_the_newest_answers_only():
+    health = Health()
+    for _ in range(2000):
+        health.answered(answer(total=100.0))
+    for _ in range(health_module._WINDOW):
+        health.answered(answer(total=1.0))
+    now = health.report()
+
+    assert now.window == health_module._WINDOW
+    assert now.latency_s["total"] == (1.0, 1.0, 1.0)
+    assert now.by_status == {Answer.STATUS_FINAL: 2000 + health_module._WINDOW}
+
+
+def test_refusals_count_but_say_nothing_about_latency():
+    health = Health()
+    health.answered(answer(Answer.STATUS_ERROR, Answer.ERROR_REJECTED, total=5.0))
+    now = health.report()
+
+    assert now.latency_s == {}
+    assert now.by_error == {Answer.ERROR_REJECTED: 1}
+    assert now.engine_failures == 0, "a full queue is no failure of the engine"
+
+
+def test_the_rate_forgets(monkeypatch):
+    now_s = 1000.0
+    monkeypatch.setattr(health_module.time, "monotonic", lambda: now_s)
+    health = Health()
+    for _ in range(50):
+        health.answered(answer(Answer.STATUS_ERROR, Answer.ERROR_BACKEND))
+    assert health.report().answers_per_s == 5.0
+    assert health.report().engine_failures == 50
+    now_s += 60.0
+    assert health.report().answers_per_s == 0.0
+    assert health.report().engine_failures == 0
+
+
+def test_the_nodes_status_says_what_runs_and_what_became_of_the_questions():
+    health = Health()
+    health.answered(answer())
+    health.answered(answer(Answer.STATUS_ERROR, Answer.ERROR_STALE_FRAME))
+    status = node_status("/n", report(health, model_id="m", method="atp", queue_size=64), 0)
+
+    assert (status.level, status.message) == (DiagnosticStatus.OK, "active")
+    said = values(status)
+    assert said["backend"] == "ort-cpu"
+    assert said["questions_waiting"] == "3"
+    assert (said["answers_final"], said["answers_error"]) == ("1", "1")
+    assert said["errors_stale_frame"] == "1"
+    assert "errors_backend" not in said
+
+
+def test_levels_rise_with_what_is_wrong():
+    health = Health()
+    assert node_status("/n", report(health), 1).level == DiagnosticStatus.WARN
+    assert "this name" in node_status("/n", report(health), 1).message
+    health.answered(answer(Answer.STATUS_ERROR, Answer.ERROR_OUT_OF_MEMORY))
+    failing = node_status("/n", report(health), 0)
+    assert failing.level == DiagnosticStatus.WARN
+    assert "failed 1 times" in failing.message
+    health.fail("stuck")
+    health.fail("a later reason")
+    broken = node_status("/n", report(health), 0)
+    assert (broken.level, broken.message) == (DiagnosticStatus.ERROR, "stuck")
+
+
+def test_latency_and_host_are_in_units_people_read():
+    health = Health()
+    health.answered(answer(prefill=0.0125))
+    said = values(latency_status("/n", health.report()))
+    assert said["prefill_p50_ms"] == "12.50"
+    assert said["answers"] == "1"
+    said = values(host_status("/n", 123_456_789, {"gpu-thermal": 51.25}))
+    assert said == {"resident_mb": "123.5", "temperature_gpu-thermal_c": "51.2"}
+    assert values(host_status("/n", None, {})) == {}
+
+
+def test_a_cameras_rate_is_what_arrived_between_two_reports():
+    rates = Rates()
+    assert rates.update({"a": CameraCounts(received=100)}, 10.0) == {"a": 0.0}
+    assert rates.update({"a": CameraCounts(received=160)}, 12.0) == {"a": 30.0}
+    assert rates.update({"a": CameraCounts(received=160)}, 13.0) == {"a": 0.0}
+
+
+def test_a_silent_camera_is_a_warning_while_active():
+    cameras = {"a": CameraCounts(received=5, last_s=90.0), "b": CameraCounts(), "c": CameraCounts()}
+    cameras["c"] = CameraCounts(received=1, last_s=99.5)
+    health = Health()
+
+    def levels(state: str) -> list[bytes]:
+        rates = dict.fromkeys(cameras, 0.0)
+        made = camera_statuses("/n", report(health, state, cameras=cameras), rates, 100.0)
+        return [status.level for status in made]
+
+    assert levels("active") == [DiagnosticStatus.WARN, DiagnosticStatus.WARN, DiagnosticStatus.OK]
+    assert levels("inactive") == [DiagnosticStatus.OK] * 3
+
+
+def test_resident_memory_is_that_of_this_process(tmp_path):
+    psutil = pytest.importorskip("psutil")
+    assert resident_bytes() == pytest.approx(psutil.Process().memory_info().rss, rel=0.1)
+    assert resident_bytes(tmp_path / "missing") is None
+
+
+def zone(folder, number: int, kind: str, temperature: str) -> None:
+    path = folder / f"thermal_zone{number}"
+    path.mkdir()
+    (path / "type").write_text(f"{kind}\n")
+    (path / "temp").write_text(temperature)
+
+
+def test_temperatures_are_read_as_a_jetson_gives_them(tmp_path):
+    zone(tmp_path, 0, "cpu-thermal", "48500\n")
+    zone(tmp_path, 1, "gpu-thermal", "")  # asleep: the read gives nothing, or fails
+    zone(tmp_path, 2, "soc-thermal", "47000\n")
+    zone(tmp_path, 10, "soc-thermal", "-3000\n")
+    (tmp_path / "cooling_device0").mkdir()
+
+    assert temperatures_c(tmp_path) == {
+        "cpu-thermal": 48.5,
+        "soc-thermal": 47.0,
+        "soc-thermal#2": -3.0,
+    }
+    assert temperatures_c(tmp_path / "missing") == {}
+
+
+def test_the_watchdog_reports_silence_and_only_silence():
+    silence_s, reported = [0.0], threading.Event()
+    watchdog = Watchdog(0.05, lambda: silence_s[0], lambda _silent_s: reported.set())
+    try:
+        assert not reported.wait(0.3)
+        silence_s[0] = 0.06
+        assert reported.wait(10)
+    finally:
+        watchdog.stop()
+
+
+def test_the_watchdog_survives_an_error_in_what_it_calls(capfd):
+    calls: list[float] = []
+
+    def fail(silent_s: float) -> None:
+        calls.append(silent_s)
+        raise RuntimeError("publisher is gone")
+
+    watchdog = Watchdog(0.02, lambda: 1.0, fail)
+    end = time.monotonic() + 10
+    while len(calls) < 2 and time.monotonic() < end:
+        time.sleep(0.01)
+    watchdog.stop()
+    assert len(calls) >= 2
+    assert "publisher is gone" in capfd.readouterr().err
+
+
+def test_a_limit_of_zero_watches_nothing():
+    threads = threading.active_count()
+    watchdog = Watchdog(0.0, lambda: 1e9, lambda _silent_s: pytest.fail("reported"))
+    assert threading.active_count() == threads
+    watchdog.stop()
+
+
+def test_a_call_that_holds_the_interpreter_ends_the_process_with_its_stack():
+    """No Python thread runs then; only the C timer does. `PyDLL` keeps the interpreter's lock."""
+    program = """
+import ctypes, time
+from edge_atp_ros.watchdog import Watchdog
+Watchdog(0.3, lambda: 0.0, lambda silent_s: None, with_timer=True)
+time.sleep(0.5)
+def stuck_native_call():
+    ctypes.PyDLL(None).sleep(600)
+stuck_native_call()
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 1
+    assert "stuck_native_call" in ended.stderr
