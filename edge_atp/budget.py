@@ -15,8 +15,8 @@ import numpy as np
 from edge_atp.errors import InvalidQueryError
 from edge_atp.types import Array, Policy, PruneSpec
 
-# Tokens that fit a latency budget: (seconds, num_patches) -> K.
-LatencyModel = Callable[[float, int], int]
+# Tokens that fit a latency budget: (seconds, method) -> K.
+LatencyModel = Callable[[float, str], int]
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _plan_latency(
         )
     seconds = spec.latency_budget_s
     _require(0.0 < seconds < math.inf, "prune.latency_budget", seconds, "(0, inf) seconds")
-    return Budget(Policy.TOKEN_BUDGET, method, alpha, max(1, latency_model(seconds, 2**31)))
+    return Budget(Policy.TOKEN_BUDGET, method, alpha, max(1, latency_model(seconds, method)))
 
 
 def _require(holds: bool, name: str, value: float, allowed: str) -> None:

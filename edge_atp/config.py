@@ -38,6 +38,16 @@ class PipelineConfig:
         -1.0,
         1.0,
     )
+    latency_budget_ms: float = _setting(
+        0.0,
+        "keep as many tokens as a calibrated device answers within this time, milliseconds, in"
+        " place of keep_ratio; 0: off",
+        0.0,
+        3_600_000.0,
+    )
+    calibration: str = _setting(
+        "", "file of `edge-atp bench --calibrate`; empty: the usual place of this user"
+    )
     max_new_tokens: int = _setting(48, "longest answer, tokens", 1, 4096)
     max_prompt_chars: int = _setting(2000, "longest question accepted, characters", 1, 100_000)
     num_threads: int = _setting(0, "CPU threads of the backend; 0: the backend decides", 0, 1024)

@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_atp import pruning
-from edge_atp.budget import Budget, LatencyModel, plan
+from edge_atp.budget import Budget, plan
 from edge_atp.config import PipelineConfig
+from edge_atp.cost_model import Work
 from edge_atp.errors import ConfigError, InvalidQueryError
+from edge_atp.latency_budget import LatencyBudget, find_latency_budget
 from edge_atp.mask import to_bool
 from edge_atp.preprocess import Preprocessor
 from edge_atp.runtime.engine import Engine
@@ -24,6 +26,7 @@ from edge_atp.runtime.find_model import find_model
 from edge_atp.runtime.manifest import Manifest
 from edge_atp.runtime.model_dir import ModelDirectory
 from edge_atp.runtime.outputs import Generation, Prompt, VisionOutput
+from edge_atp.runtime.running import running
 from edge_atp.timing import StageClock
 from edge_atp.types import (
     Answer,
@@ -59,9 +62,11 @@ class Pipeline:
         engine: loaded graphs.
         directory: the model directory they came from.
         config: defaults for questions that do not say otherwise.
-        latency_model: cost model of this device, for Policy.LATENCY_BUDGET.
+        latency: what this device is known to take, for Policy.LATENCY_BUDGET; None looks for its
+            calibration.
     Raises:
-        ConfigError: the default method or alpha does not fit.
+        ConfigError: the default method or alpha does not fit, or latency_budget_ms or calibration
+            is set and there is no calibration of this model and device.
     """
 
     def __init__(
@@ -69,7 +74,7 @@ class Pipeline:
         engine: Engine,
         directory: ModelDirectory,
         config: PipelineConfig,
-        latency_model: LatencyModel | None = None,
+        latency: LatencyBudget | None = None,
     ) -> None:
         manifest = directory.manifest
         self.engine = engine
@@ -83,7 +88,11 @@ class Pipeline:
             rule=manifest.preprocess.resize,
         )
         self.default_budget = self._default_budget()
-        self._latency_model = latency_model
+        self.latency = latency or find_latency_budget(
+            running(directory, engine.backend, config.num_threads),
+            config.calibration,
+            required=config.latency_budget_ms > 0,
+        )
         self._pruner(self.default_budget)  # an unknown default is an error now, not per question
 
     @classmethod
@@ -123,14 +132,16 @@ class Pipeline:
         """
         self.check(query, num_frames=len(frames))
         clock = StageClock(accepted_s, frame_age_s)
-        budget = plan(query.prune, self.default_budget, self._latency_model)
+        budget = self._plan(query, len(frames))
         encodings = [self._encoded(frame, clock) for frame in frames]
         selections = [self.select(encoding, query.text, budget) for encoding in encodings]
         clock.lap("prune")
         prompt = self._prompt(query, encodings, selections)
         generation = self._generate(query, prompt, clock, on_text, should_stop)
         clock.lap("decode")
-        return self._assemble(query, budget, encodings, selections, prompt, generation, clock)
+        answer = self._assemble(query, budget, encodings, selections, prompt, generation, clock)
+        encoded = sum(isinstance(frame, Frame) for frame in frames)
+        return self.latency.compare(query, answer, self._longest(query), encoded)
 
     def check(self, query: Query, num_frames: int = 1) -> None:
         """Refuse a question that cannot be answered, before any work is spent on it.
@@ -153,7 +164,7 @@ class Pipeline:
             )
         if query.choices:
             raise InvalidQueryError("choices are not supported in this version; leave them empty")
-        budget = plan(query.prune, self.default_budget, self._latency_model)
+        budget = self._plan(query, num_frames)
         try:
             self._pruner(budget)
         except ConfigError as error:
@@ -181,6 +192,23 @@ class Pipeline:
     def close(self) -> None:
         """Release the backend's memory."""
         self.engine.close()
+
+    def _plan(self, query: Query, num_images: int) -> Budget:
+        """Settle how many tokens each image keeps; a latency budget becomes a number of tokens."""
+        spec = query.prune
+        if spec.policy is Policy.NODE_DEFAULT and self.config.latency_budget_ms > 0:
+            seconds = self.config.latency_budget_ms / 1e3
+            spec = replace(spec, policy=Policy.LATENCY_BUDGET, latency_budget_s=seconds)
+
+        def fits(seconds: float, method: str) -> int:
+            text = len(self.engine.prompt_tokens(query.text, num_images).ids) - num_images
+            work = Work(0, text, self._longest(query), num_images, num_images)
+            return self.latency.num_kept(seconds, query.text, work, method)
+
+        return plan(spec, self.default_budget, fits)
+
+    def _longest(self, query: Query) -> int:
+        return query.max_new_tokens or self.config.max_new_tokens
 
     def _encoded(self, frame: Frame | Encoding, clock: StageClock) -> Encoding:
         return frame if isinstance(frame, Encoding) else self.encode(frame, clock)
@@ -260,7 +288,7 @@ class Pipeline:
 
         return self.engine.generate(
             prompt,
-            max_new_tokens=query.max_new_tokens or self.config.max_new_tokens,
+            max_new_tokens=self._longest(query),
             on_prefill=on_prefill,
             on_token=on_text,
             should_stop=should_stop,

@@ -81,4 +81,16 @@ def test_latency_budget_without_a_cost_model_says_what_to_ask_with_instead():
     spec = PruneSpec(Policy.LATENCY_BUDGET, latency_budget_s=0.1)
     with pytest.raises(InvalidQueryError, match=r"cost model.*TOKEN_BUDGET"):
         plan(spec, DEFAULT)
-    assert plan(spec, DEFAULT, lambda seconds, _: int(seconds * 1000)).num_kept(256) == 100
+
+
+def test_a_latency_budget_becomes_the_tokens_that_fit_the_method():
+    spec = PruneSpec(Policy.LATENCY_BUDGET, method="cls_topk", latency_budget_s=0.1)
+    asked = []
+
+    def fits(seconds, method):
+        asked.append((seconds, method))
+        return 100
+
+    settled = plan(spec, DEFAULT, fits)
+    assert (settled.policy, settled.num_kept(256)) == (Policy.TOKEN_BUDGET, 100)
+    assert asked == [(0.1, "cls_topk")]

@@ -4,6 +4,7 @@ examples:
   edge-atp ask cell.jpg "what is on the middle shelf, slot 3?"
   edge-atp ask cell.jpg "where is the red box?" --keep-ratio 0.25 --overlay kept.png
   edge-atp ask cell.jpg "how many boxes are there?" --method none      # dense, nothing pruned
+  edge-atp ask cell.jpg "where is the red box?" --latency-budget-ms 40 # as many as 40 ms allow
 """
 
 from __future__ import annotations
@@ -50,6 +51,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--keep-tokens", type=int, metavar="K", help="visual tokens kept")
     parser.add_argument(
+        "--latency-budget-ms",
+        type=float,
+        metavar="MS",
+        help="keep as many tokens as this device answers within MS milliseconds; needs"
+        " `edge-atp bench DIR --calibrate` once",
+    )
+    parser.add_argument(
+        "--calibration", default="", metavar="FILE", help="calibration file; default: the usual one"
+    )
+    parser.add_argument(
         "--alpha", type=float, metavar="A", help="weight of the question against saliency, [0, 1]"
     )
     parser.add_argument("--max-new-tokens", type=int, default=0, help="longest answer, tokens")
@@ -63,7 +74,9 @@ def run(args: argparse.Namespace) -> int:
     """Ask, print the answer and where the time went."""
     frame = Frame(read_image(args.image), frame_id=args.image.name)
     query = Query(args.question, max_new_tokens=args.max_new_tokens, prune=_prune_spec(args))
-    pipeline = Pipeline.load(PipelineConfig(model=args.model, engine=args.engine))
+    pipeline = Pipeline.load(
+        PipelineConfig(model=args.model, engine=args.engine, calibration=args.calibration)
+    )
     try:
         answer = pipeline.answer(query, [frame])
         engine = f"{pipeline.engine.backend} ({pipeline.engine.backend_reason})"
@@ -96,13 +109,18 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 
 def _prune_spec(args: argparse.Namespace) -> PruneSpec:
-    if args.keep_ratio is not None and args.keep_tokens is not None:
-        raise InvalidQueryError("give --keep-ratio or --keep-tokens, not both")
+    budgets = ("keep_ratio", "keep_tokens", "latency_budget_ms")
+    given = [f"--{name.replace('_', '-')}" for name in budgets if getattr(args, name) is not None]
+    if len(given) > 1:
+        raise InvalidQueryError(f"give {' or '.join(given)}, not both: each sets what stays")
     spec = {"method": args.method, "alpha": args.alpha}
     if args.keep_ratio is not None:
         return PruneSpec(Policy.KEEP_RATIO, keep_ratio=args.keep_ratio, **spec)
     if args.keep_tokens is not None:
         return PruneSpec(Policy.TOKEN_BUDGET, max_visual_tokens=args.keep_tokens, **spec)
+    if args.latency_budget_ms is not None:
+        seconds = args.latency_budget_ms / 1e3
+        return PruneSpec(Policy.LATENCY_BUDGET, latency_budget_s=seconds, **spec)
     return PruneSpec(**spec)
 
 
@@ -127,6 +145,7 @@ def _as_json(answer: Answer) -> dict[str, object]:
         "model_id": answer.model_id,
         "tokens": asdict(answer.tokens),
         "seconds": asdict(answer.times),
+        "predicted_seconds": answer.predicted_s,
         "kept_indices": np.flatnonzero(answer.masks[0].kept).tolist(),
     }
 
@@ -140,7 +159,8 @@ def _print(answer: Answer, engine: str, overlay_path: Path | None) -> None:
         f" confidence {answer.confidence or 0.0:.2f}, {answer.status.name}[/dim]"
     )
     laps = ", ".join(f"{name} {1e3 * getattr(answer.times, name):.1f}" for name in STAGES[1:])
-    console.print(f"[dim]{1e3 * answer.times.total:.1f} ms: {laps}[/dim]")
+    predicted = "" if answer.predicted_s is None else f", predicted {1e3 * answer.predicted_s:.1f}"
+    console.print(f"[dim]{1e3 * answer.times.total:.1f} ms{predicted}: {laps}[/dim]")
     console.print(f"[dim]{engine}[/dim]", soft_wrap=True)
     if overlay_path:
         console.print(f"[dim]kept patches: {overlay_path}[/dim]")

@@ -25,6 +25,7 @@ DYNAMIC = frozenset(
         "method",
         "keep_ratio",
         "alpha",
+        "latency_budget_ms",
         "max_new_tokens",
         "max_prompt_chars",
         "seed",
