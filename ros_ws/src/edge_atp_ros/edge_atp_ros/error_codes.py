@@ -1,43 +1,25 @@
-"""Why a question got no answer: the node's own refusals, and every error's ``error_code``."""
+"""Every error's ``Answer.error_code``, status and message; the node's own are in ``refusals``."""
 
 from __future__ import annotations
 
 from edge_atp_msgs.msg import Answer
 
 from edge_atp import errors
-
-
-class RejectedError(errors.EdgeAtpError):
-    """The queue is full, or the node is not active."""
-
-
-class NoFrameError(errors.EdgeAtpError):
-    """A camera of the question has not sent an image."""
-
-
-class StaleFrameError(errors.EdgeAtpError):
-    """The newest frame is older than the question allows."""
-
-
-class CanceledError(errors.EdgeAtpError):
-    """The node was deactivated while the question waited or was being answered."""
-
-
-class WithdrawnError(CanceledError):
-    """The client cancelled the question."""
-
-
-class StuckError(errors.EdgeAtpError):
-    """The inference engine showed no sign of life for too long."""
-
-
-class ExpiredError(errors.EdgeAtpError):
-    """The question's deadline passed before it was answered."""
-
+from edge_atp_ros.refusals import (
+    CanceledError,
+    ExpiredError,
+    IdInUseError,
+    NoFrameError,
+    RejectedError,
+    StaleFrameError,
+    StuckError,
+    WithdrawnError,
+)
 
 # Looked up along the error's class hierarchy, so a subclass needs an entry only to differ.
 _CODES: dict[type[BaseException], int] = {
     RejectedError: Answer.ERROR_REJECTED,
+    IdInUseError: Answer.ERROR_ID_IN_USE,
     CanceledError: Answer.ERROR_REJECTED,
     WithdrawnError: Answer.ERROR_NONE,
     StuckError: Answer.ERROR_TIMEOUT,
