@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
+import time
 
 import pytest
 
 pytest.importorskip("edge_atp_msgs", reason="needs the built workspace: scripts/with_ros")
 
-import rclpy
-from edge_atp_msgs.msg import Answer, Query
+from edge_atp_msgs.msg import Answer
 from edge_atp_ros.answer_text import (
     Item,
     Place,
@@ -20,14 +19,14 @@ from edge_atp_ros.answer_text import (
     parse_item,
     parse_place,
 )
-from rclpy.context import Context
-from rclpy.executors import SingleThreadedExecutor
+from scripted_vlm import ScriptedVlm
 from std_msgs.msg import String
 
 WHERE = "where is the red box?"
 PLANNER = [
     sys.executable, "-m", "edge_atp_ros.planner", "--ros-args", "-p", "period:=0.2",
     "-r", "~/query:=vlm_node/query", "-r", "~/answer:=vlm_node/answer",
+    "-r", "~/patch_mask:=vlm_node/patch_mask",
 ]  # fmt: skip
 
 
@@ -69,69 +68,55 @@ def test_hazards_and_questions_are_parsed():
     assert item_asked_for("where is the exit?") is None
 
 
-class ScriptedVlm:
-    """Answers every question with what the test says."""
-
-    def __init__(self) -> None:
-        self.context = Context()
-        rclpy.init(context=self.context)
-        self.node = rclpy.create_node("vlm_node", context=self.context)
-        self.texts = {WHERE: "middle shelf, slot 3", "what hazard is on the floor?": "none"}
-        self.fields: dict = {"status": Answer.STATUS_FINAL, "confidence": 0.9}
-        self.age_s = 0
-        self.queries: list[Query] = []
-        self.picks: list[str] = []
-        self._answers = self.node.create_publisher(Answer, "~/answer", 10)
-        self.node.create_subscription(Query, "~/query", self._answer, 10)
-        self.node.create_subscription(
-            String, "/planner/pick", lambda message: self.picks.append(message.data), 10
-        )
-        self._executor = SingleThreadedExecutor(context=self.context)
-        self._executor.add_node(self.node)
-        self._thread = threading.Thread(target=self._executor.spin, daemon=True)
-        self._thread.start()
-
-    def _answer(self, query: Query) -> None:
-        self.queries.append(query)
-        answer = Answer(query_id=query.query_id, text=self.texts.get(query.text, ""), **self.fields)
-        answer.header.stamp = self.node.get_clock().now().to_msg()
-        answer.header.stamp.sec -= self.age_s
-        self._answers.publish(answer)
-
-    def close(self) -> None:
-        self._executor.shutdown()
-        self._thread.join(5)
-        self.node.destroy_node()
-        rclpy.shutdown(context=self.context)
-
-
 @pytest.fixture
 def vlm():
     vlm = ScriptedVlm()
+    vlm.texts = {WHERE: "middle shelf, slot 3", "what hazard is on the floor?": "none"}
     yield vlm
     vlm.close()
+
+
+@pytest.fixture
+def picks(vlm):
+    return listen(vlm, "pick")
+
+
+def listen(vlm, topic: str) -> list[str]:
+    received: list[str] = []
+    vlm.node.create_subscription(
+        String, f"/planner/{topic}", lambda message: received.append(message.data), 10
+    )
+    return received
+
+
+def wait_until(holds) -> None:
+    end = time.monotonic() + 20.0
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def start(start_process, *questions: str):
     return start_process([*PLANNER, "-p", f"questions:={json.dumps(questions)}"])
 
 
-def test_it_picks_what_it_asked_for(vlm, start_process):
+def test_it_picks_what_it_asked_for(vlm, picks, start_process):
     process = start(start_process, WHERE)
     process.wait_for("pick red box: middle shelf, slot 3")
 
-    assert vlm.picks[0] == "pick red box: middle shelf, slot 3"
+    wait_until(lambda: picks)
+    assert picks[0] == "pick red box: middle shelf, slot 3"
     ids = [query.query_id for query in vlm.queries]
     assert len(set(ids)) == len(ids)
     assert process.stop() == 0
     assert "Traceback" not in process.output()
 
 
-def test_it_holds_while_a_person_is_on_the_floor(vlm, start_process):
+def test_it_holds_while_a_person_is_on_the_floor(vlm, picks, start_process):
     vlm.texts["what hazard is on the floor?"] = "person"
     process = start(start_process, "what hazard is on the floor?", WHERE)
     process.wait_for("hold, person on the floor: would pick red box")
-    assert vlm.picks == []
+    assert picks == []
 
     vlm.texts["what hazard is on the floor?"] = "none"
     process.wait_for("[planner]: pick red box: middle shelf, slot 3")
@@ -146,8 +131,11 @@ def test_it_holds_while_a_person_is_on_the_floor(vlm, start_process):
         (0, {"status": Answer.STATUS_ERROR, "error_msg": "no image yet"}, "no image yet"),
     ],
 )
-def test_it_refuses_to_act_on_a_bad_answer(vlm, start_process, age_s, fields, reason):
+def test_it_refuses_to_act_on_a_bad_answer(vlm, picks, start_process, age_s, fields, reason):
     vlm.age_s, vlm.fields = age_s, fields
+    refusals = listen(vlm, "refusal")
     process = start(start_process, WHERE)
     process.wait_for(f"ignored: {reason}" if age_s == 0 else reason)
-    assert vlm.picks == []
+    assert picks == []
+    wait_until(lambda: refusals)
+    assert all(reason in refusal for refusal in refusals)

@@ -1,12 +1,11 @@
 """Asks the demo's questions at their moments of the recording and collects the answers.
 
-An ordinary client of the VLM node: topics only.
+An ordinary planner with an ordinary ``VlmClient``.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,20 +13,22 @@ from pathlib import Path
 
 import rclpy
 import yaml
-from edge_atp_msgs.msg import Answer, PatchMaskArray, PruneConfig, Query
+from edge_atp_msgs.msg import Answer, PatchMaskArray, PruneConfig
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
-from rclpy.qos import QoSProfile, qos_profile_sensor_data
+from rclpy.qos import qos_profile_sensor_data
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CompressedImage
 
+from edge_atp_ros.client import PendingReply, VlmClient
 from edge_atp_ros.convert import to_ns
 
 VLM, CAMERA = "vlm_node", "camera/image_raw/compressed"
 DENSE, PRUNED = "dense", "pruned"
 _KEPT_FRAMES = 400
 _STEP_S = 0.02
+_PATIENCE_S = 30.0
 _FRAME_SLACK_S = 0.4  # two frames of the recording: the newest one is a little old
 
 
@@ -97,23 +98,18 @@ class DemoClient(Node):
 
     def __init__(self) -> None:
         super().__init__("demo", parameter_overrides=[Parameter("use_sim_time", value=True)])
-        qos = QoSProfile(depth=100)
-        self._answers: dict[str, Answer] = {}
-        self._masks: dict[str, PatchMaskArray] = {}
         self._frames: OrderedDict[int, CompressedImage] = OrderedDict()
-        self._asked: dict[str, tuple[Check, str]] = {}
+        self._asked: dict[tuple[Check, str], PendingReply] = {}
         self._start_ns: int | None = None
-        self._numbers = itertools.count(1)
-        self._queries = self.create_publisher(Query, f"{VLM}/query", qos)
-        self.create_subscription(Answer, f"{VLM}/answer", self._on_answer, qos)
-        self.create_subscription(PatchMaskArray, f"{VLM}/patch_mask", self._on_masks, qos)
+        # Without a guard: a wrong or failed answer is an outcome to show, not to raise.
+        self._vlm = VlmClient(self, VLM, guard=None, timeout_s=_PATIENCE_S)
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self)
 
     def ready(self) -> bool:
         """Whether the VLM node listens; spins for a moment."""
         self._executor.spin_once(timeout_sec=_STEP_S)
-        return self._queries.get_subscription_count() > 0
+        return self._vlm.ready()
 
     def watch_camera(self) -> None:
         """Subscribe to the camera: its frames are what the pictures are drawn on."""
@@ -123,48 +119,42 @@ class DemoClient(Node):
         """Handle what arrived, ask what is due; returns lines that say what was asked."""
         self._executor.spin_once(timeout_sec=_STEP_S)
         said = []
-        asked = set(self._asked.values())
         for check in checks:
-            if (check, DENSE) not in asked and self._second() >= check.at:
+            if (check, DENSE) not in self._asked and self._second() >= check.at:
                 said.append(f"  {self._second():5.1f} s  {check.ask}")
                 self._ask(check, DENSE)
         # Pruned only when dense is through: waiting for it would count as queue_wait.
-        for query_id in self._answers.keys() & self._asked.keys():
-            check, mode = self._asked[query_id]
-            if mode == DENSE and (check, PRUNED) not in asked:
+        for check, mode in list(self._asked):
+            if (check, PRUNED) not in self._asked and self._asked[check, mode].done():
                 self._ask(check, PRUNED)
         return said
 
     def finished(self, checks: Sequence[Check]) -> bool:
-        """Whether every question has its answer and mask."""
-        complete = self._answers.keys() & self._masks.keys()
-        failed = {i for i, a in self._answers.items() if a.status == Answer.STATUS_ERROR}
-        return len(complete | failed) == 2 * len(checks)
+        """Whether every question has its answer and mask, or will have none."""
+        return len(self._asked) == 2 * len(checks) and all(p.done() for p in self._asked.values())
 
     def outcomes(self, checks: Sequence[Check]) -> list[Outcome]:
         """One outcome per question and mode, in the order of the questions."""
-        ids = {asked: query_id for query_id, asked in self._asked.items()}
-        return [
-            self._outcome(check, mode, ids.get((check, mode), ""))
-            for check in checks
-            for mode in (DENSE, PRUNED)
-        ]
+        return [self._outcome(check, mode) for check in checks for mode in (DENSE, PRUNED)]
 
     def destroy_node(self) -> None:
         """Leave the executor first."""
+        self._vlm.close()
         self._executor.shutdown()
         super().destroy_node()
 
-    def _outcome(self, check: Check, mode: str, query_id: str) -> Outcome:
-        answer = self._answers.get(query_id)
-        stamp_ns = to_ns(answer.header.stamp) if answer else 0
+    def _outcome(self, check: Check, mode: str) -> Outcome:
+        pending = self._asked.get((check, mode))
+        if pending is None or not pending.done() or pending.exception() is not None:
+            return Outcome(check, mode, answer=None, masks=None, frame=None, second=0.0)
+        reply = pending.result()
         return Outcome(
             check=check,
             mode=mode,
-            answer=answer,
-            masks=self._masks.get(query_id),
-            frame=self._frames.get(stamp_ns),
-            second=(stamp_ns - (self._start_ns or 0)) / 1e9,
+            answer=reply.answer,
+            masks=reply.masks,
+            frame=self._frames.get(reply.stamp_ns),
+            second=(reply.stamp_ns - (self._start_ns or 0)) / 1e9,
         )
 
     def _second(self) -> float:
@@ -174,20 +164,8 @@ class DemoClient(Node):
         return (self.get_clock().now().nanoseconds - self._start_ns) / 1e9
 
     def _ask(self, check: Check, mode: str) -> None:
-        query = Query(query_id=f"demo-{next(self._numbers)}-{mode}", text=check.ask)
-        query.header.stamp = self.get_clock().now().to_msg()
-        if mode == DENSE:
-            query.prune.policy = PruneConfig.POLICY_OFF
-        self._asked[query.query_id] = (check, mode)
-        self._queries.publish(query)
-
-    def _on_answer(self, answer: Answer) -> None:
-        if answer.query_id in self._asked:
-            self._answers[answer.query_id] = answer
-
-    def _on_masks(self, masks: PatchMaskArray) -> None:
-        if masks.query_id in self._asked:
-            self._masks[masks.query_id] = masks
+        prune = PruneConfig(policy=PruneConfig.POLICY_OFF) if mode == DENSE else None
+        self._asked[check, mode] = self._vlm.ask_async(check.ask, prune=prune)
 
     def _on_frame(self, frame: CompressedImage) -> None:
         stamp_ns = to_ns(frame.header.stamp)

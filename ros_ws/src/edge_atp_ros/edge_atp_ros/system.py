@@ -124,12 +124,17 @@ def warehouse(arguments: WarehouseArguments, share: Path) -> list[Process]:
                 executable="planner",
                 name="planner",
                 parameters=clock,
-                remappings=(("~/query", "vlm_node/query"), ("~/answer", "vlm_node/answer")),
+                remappings=vlm_topics("vlm_node"),
                 respawn=arguments.use_respawn,
                 **common,
             )
         )
     return processes
+
+
+def vlm_topics(vlm: str) -> tuple[tuple[str, str], ...]:
+    """Remappings that connect a planner's own ~/query, ~/answer, ~/patch_mask to a VLM node."""
+    return tuple((f"~/{name}", f"{vlm}/{name}") for name in ("query", "answer", "patch_mask"))
 
 
 def parse_camera_topics(value: str) -> dict[str, str]:

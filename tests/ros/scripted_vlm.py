@@ -1,0 +1,79 @@
+"""A stand-in for the VLM node: answers every question with what the test says."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import rclpy
+from edge_atp_msgs.msg import Answer, PatchMask, PatchMaskArray, Query
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+
+FRAME_ID = "cell_camera_optical_frame"
+
+
+class ScriptedVlm:
+    """Node /vlm_node in a context and a thread of its own.
+
+    texts: answer by question. fields: further fields of every answer. age_s: of its frame.
+    silent: take questions and say nothing. with_masks: publish a mask that keeps everything.
+    """
+
+    def __init__(self) -> None:
+        self.context = Context()
+        rclpy.init(context=self.context)
+        self.node = rclpy.create_node("vlm_node", context=self.context)
+        self.texts: dict[str, str] = {}
+        self.fields: dict[str, Any] = {"status": Answer.STATUS_FINAL, "confidence": 0.9}
+        self.age_s = 0
+        self.silent = False
+        self.with_masks = True
+        self.queries: list[Query] = []
+        self._answers = self.node.create_publisher(Answer, "~/answer", 10)
+        self._masks = self.node.create_publisher(PatchMaskArray, "~/patch_mask", 10)
+        self.node.create_subscription(Query, "~/query", self._on_query, 10)
+        self._executor = SingleThreadedExecutor(context=self.context)
+        self._executor.add_node(self.node)
+        self._thread = threading.Thread(target=self._executor.spin, daemon=True)
+        self._thread.start()
+
+    def say(self, query_id: str, text: str, sequence: int = 0) -> None:
+        """Publish an answer that nobody asked for, as to a standing question."""
+        self._publish(Answer(query_id=query_id, sequence=sequence, text=text, **self.fields))
+
+    def close(self) -> None:
+        self._executor.shutdown()
+        self._thread.join(5)
+        self.node.destroy_node()
+        rclpy.shutdown(context=self.context)
+
+    def _on_query(self, query: Query) -> None:
+        self.queries.append(query)
+        if not self.silent:
+            text = self.texts.get(query.text, "")
+            self._publish(Answer(query_id=query.query_id, text=text, **self.fields))
+
+    def _publish(self, answer: Answer) -> None:
+        answer.header.stamp = self.node.get_clock().now().to_msg()
+        answer.header.stamp.sec -= self.age_s
+        answer.header.frame_id = FRAME_ID
+        answer.cameras, answer.frame_stamps = ["camera"], [answer.header.stamp]
+        masks = PatchMaskArray(
+            header=answer.header,
+            query_id=answer.query_id,
+            sequence=answer.sequence,
+            masks=[whole_mask(answer)],
+        )
+        if self.with_masks:
+            self._masks.publish(masks)
+        self._answers.publish(answer)
+
+
+def whole_mask(answer: Answer) -> PatchMask:
+    """A mask of 16 x 16 patches, all kept, over the centre square of 640x480."""
+    mask = PatchMask(header=answer.header, camera="camera", image_width=640, image_height=480)
+    mask.roi.x_offset, mask.roi.width, mask.roi.height = 80, 480, 480
+    mask.grid_rows = mask.grid_cols = 16
+    mask.kept = [255] * 32
+    return mask
