@@ -52,6 +52,29 @@ class PipelineConfig:
     max_prompt_chars: int = _setting(2000, "longest question accepted, characters", 1, 100_000)
     num_threads: int = _setting(0, "CPU threads of the backend; 0: the backend decides", 0, 1024)
     seed: int = _setting(0, "seed of random methods", 0, 2**31 - 1)
+    max_images: int = _setting(8, "most images in one question, earlier turns included", 1, 64)
+    max_choices: int = _setting(64, "most answers in a closed answer set", 2, 1024)
+    max_choice_chars: int = _setting(200, "longest answer of a closed set, characters", 1, 10_000)
+    max_conversations: int = _setting(
+        8, "conversations remembered; the one longest unused is forgotten first", 1, 1024
+    )
+    max_turns: int = _setting(8, "questions remembered of one conversation", 1, 256)
+    conversation_age: float = _setting(
+        600.0, "a conversation unused for this long is forgotten, seconds", 1.0, 86400.0
+    )
+    conversation_memory_mb: int = _setting(
+        64, "memory of all conversations together, MiB; the oldest go first", 1, 65536
+    )
+    frame_tolerance: float = _setting(
+        -1.0,
+        "encode no frame that looks like the camera's last: -1 off, 0 identical pixels, 1 to 255"
+        " largest difference on every 8th pixel of every 8th row",
+        -1.0,
+        255.0,
+    )
+    reuse_prefix: bool = _setting(
+        True, "keep keys and values of the prompt's text before the first image"
+    )
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
@@ -60,6 +83,11 @@ class PipelineConfig:
             value = getattr(self, name)
             if value < 0 and value != -1.0:
                 raise ConfigError(f"{name} is {value:g}; use -1 for the model's own default")
+        if -1.0 < self.frame_tolerance < 0.0:
+            raise ConfigError(
+                f"frame_tolerance is {self.frame_tolerance:g}; use -1 to encode every frame, 0 or"
+                " more to reuse the encoding of an unchanged one"
+            )
         if self.keep_ratio == 0:
             raise ConfigError("keep_ratio is 0; it must be in (0, 1], or -1 for the default")
 

@@ -8,51 +8,45 @@ Knows nothing of ROS, cameras or queues; one call at a time (the caller owns the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_atp import pruning
+from edge_atp.answer_work import AnswerWork, Encoding
 from edge_atp.budget import Budget, plan
 from edge_atp.config import PipelineConfig
+from edge_atp.conversations import Conversation, ConversationStore, without_oldest
 from edge_atp.cost_model import Work
-from edge_atp.errors import ConfigError, InvalidQueryError
+from edge_atp.errors import BudgetExceededError, ConfigError, InvalidQueryError
+from edge_atp.frame_reuse import FrameMemory
+from edge_atp.interruption import Interruption
 from edge_atp.latency_budget import LatencyBudget, find_latency_budget
-from edge_atp.mask import to_bool
 from edge_atp.preprocess import Preprocessor
+from edge_atp.query_check import check_query
+from edge_atp.responding import FINISHED, choose, generate
 from edge_atp.runtime.engine import Engine
 from edge_atp.runtime.find_model import find_model
 from edge_atp.runtime.manifest import Manifest
 from edge_atp.runtime.model_dir import ModelDirectory
-from edge_atp.runtime.outputs import Generation, Prompt, VisionOutput
+from edge_atp.runtime.outputs import Prompt
+from edge_atp.runtime.prompt import Turn
 from edge_atp.runtime.running import running
+from edge_atp.signals import read_signals
 from edge_atp.timing import StageClock
 from edge_atp.types import (
     Answer,
     Array,
     Frame,
     PatchGrid,
-    PatchMask,
     Policy,
+    PruneSpec,
     Query,
     Selection,
-    SourceRegion,
-    Status,
-    TokenCounts,
-    VisualSignals,
 )
 
-_FINISH_STATUS = {"eos": Status.FINAL, "length": Status.TRUNCATED, "stopped": Status.CANCELED}
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """One frame after the vision encoder; several questions may share it."""
-
-    frame: Frame
-    region: SourceRegion
-    vision: VisionOutput
+__all__ = ["Encoding", "Pipeline", "runnable_methods"]
 
 
 class Pipeline:
@@ -93,6 +87,10 @@ class Pipeline:
             config.calibration,
             required=config.latency_budget_ms > 0,
         )
+        self.conversations = ConversationStore(
+            config.max_conversations, config.conversation_age, config.conversation_memory_mb << 20
+        )
+        self._frames: FrameMemory[Encoding] = FrameMemory(config.frame_tolerance)
         self._pruner(self.default_budget)  # an unknown default is an error now, not per question
 
     @classmethod
@@ -110,10 +108,11 @@ class Pipeline:
     def answer(
         self,
         query: Query,
-        frames: Sequence[Frame] | Sequence[Encoding],
+        frames: Sequence[Frame | Encoding],
         *,
         accepted_s: float | None = None,
         frame_age_s: float = 0.0,
+        deadline_s: float | None = None,
         on_text: Callable[[str], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> Answer:
@@ -122,67 +121,82 @@ class Pipeline:
         Args:
             query: the question.
             frames: in the order in which the model sees them; encodings from ``encode`` to share
-                one encoding between several questions.
+                one encoding between several questions. Empty to ask on about the newest images of
+                a conversation.
             accepted_s: ``time.perf_counter()`` when the question was accepted.
             frame_age_s: age of the newest frame when work began.
-            on_text: called with the text so far after each token.
-            should_stop: asked between tokens; True ends the answer as CANCELED.
+            deadline_s: ``time.perf_counter()`` from which on the answer is of no use.
+            on_text: called with the text so far after each token, or with the chosen answer.
+            should_stop: the caller no longer wants the answer.
+        Returns:
+            An answer; EXPIRED or CANCELED, with the text so far, once the deadline has passed or
+            ``should_stop`` holds. Both are asked before each stage and between tokens.
         Raises:
             EdgeAtpError: see ``edge_atp.errors``.
         """
         self.check(query, num_frames=len(frames))
-        clock = StageClock(accepted_s, frame_age_s)
-        budget = self._plan(query, len(frames))
-        encodings = [self._encoded(frame, clock) for frame in frames]
-        selections = [self.select(encoding, query.text, budget) for encoding in encodings]
-        clock.lap("prune")
-        prompt = self._prompt(query, encodings, selections)
-        generation = self._generate(query, prompt, clock, on_text, should_stop)
-        clock.lap("decode")
-        answer = self._assemble(query, budget, encodings, selections, prompt, generation, clock)
-        encoded = sum(isinstance(frame, Frame) for frame in frames)
-        return self.latency.compare(query, answer, self._longest(query), encoded)
+        work = AnswerWork(
+            query,
+            frames,
+            StageClock(accepted_s, frame_age_s),
+            Interruption(should_stop, deadline_s),
+            self._budgets(query, len(frames)),
+            self.conversations.get(query.conversation_id),
+        )
+        for frame in frames:
+            if not work.stop():
+                self._encode(work, frame)
+        if not work.stop():
+            self._select(work)
+        if not work.stop():
+            self._decode(work, on_text)
+        self._remember(work)
+        answer = work.answer(self.grid, self.manifest.model_id, self.engine.reused_tokens)
+        if query.conversation_id:  # a turn behind others is no work that the cost model knows
+            return answer
+        return self.latency.compare(query, answer, self._longest(query), work.num_encoded)
 
     def check(self, query: Query, num_frames: int = 1) -> None:
         """Refuse a question that cannot be answered, before any work is spent on it.
 
         Raises:
-            InvalidQueryError: empty or too long text, bad pruning request, no frame.
+            InvalidQueryError: text, choices, number of images or pruning request are not what
+                they must be, or there is no frame and no conversation to ask on about.
         """
-        limit = self.config.max_prompt_chars
-        if not query.text.strip():
-            raise InvalidQueryError("text is empty; ask a question")
-        if len(query.text) > limit:
-            raise InvalidQueryError(
-                f"text has {len(query.text)} characters; at most {limit} (max_prompt_chars)"
+        check_query(query, num_frames, self.config)
+        if num_frames == 0 and not self.conversations.frames(query.conversation_id):
+            known = (
+                f"; conversation {query.conversation_id!r} is not remembered, send a frame"
+                if query.conversation_id
+                else ""
             )
-        if num_frames == 0:
-            raise InvalidQueryError("no frame to answer about")
-        if query.max_new_tokens < 0:
-            raise InvalidQueryError(
-                f"max_new_tokens is {query.max_new_tokens}; 0 (the default) or a positive number"
-            )
+            raise InvalidQueryError(f"no frame to answer about{known}")
         if query.choices:
-            raise InvalidQueryError("choices are not supported in this version; leave them empty")
-        budget = self._plan(query, num_frames)
-        try:
-            self._pruner(budget)
-        except ConfigError as error:
-            raise InvalidQueryError(f"prune.method: {error}") from error
+            self.engine.check_choices(query.choices)
+        for budget in self._budgets(query, num_frames):
+            try:
+                self._pruner(budget)
+            except ConfigError as error:
+                raise InvalidQueryError(f"prune.method: {error}") from error
 
     def encode(self, frame: Frame, clock: StageClock | None = None) -> Encoding:
-        """Preprocess and run the vision encoder on one frame."""
+        """Preprocess and run the vision encoder on one frame, unless it is an unchanged one."""
         clock = clock or StageClock()
+        if (last := self._frames.recall(frame)) is not None:
+            clock.lap("preprocess")
+            return replace(last, frame=frame, reused=True)
         pixel_values, region = self.preprocess(frame.image)
         clock.lap("preprocess")
         vision = self.engine.encode_image(pixel_values)
+        encoding = Encoding(frame, region, vision)
+        self._frames.remember(frame, encoding)
         clock.lap("vision_encode")
-        return Encoding(frame, region, vision)
+        return encoding
 
     def select(self, encoding: Encoding, question: str, budget: Budget) -> Selection:
         """Score the patches of one frame against the question and choose those that stay."""
         pruner = self._pruner(budget)
-        signals = self._signals(encoding.vision, question, pruner.needs)
+        signals = read_signals(self.engine, encoding.vision, question, self.grid, pruner)
         num_patches = self.grid.num_patches
         scores: Array | None = None
         if budget.policy is Policy.SCORE_MASS:
@@ -190,12 +204,18 @@ class Pipeline:
         return pruner.select(signals, budget.num_kept(num_patches, scores))
 
     def close(self) -> None:
-        """Release the backend's memory."""
+        """Release the backend's memory and forget frames and conversations."""
         self.engine.close()
+        self.conversations.clear()
+        self._frames.clear()
 
-    def _plan(self, query: Query, num_images: int) -> Budget:
-        """Settle how many tokens each image keeps; a latency budget becomes a number of tokens."""
-        spec = query.prune
+    def _budgets(self, query: Query, num_images: int) -> list[Budget]:
+        """Settle how many tokens each image keeps; one entry also where there is none."""
+        specs = query.prune_per_image or (query.prune,) * max(1, num_images)
+        return [self._plan(query, spec, num_images) for spec in specs]
+
+    def _plan(self, query: Query, spec: PruneSpec, num_images: int) -> Budget:
+        """Settle one image's budget; a latency budget becomes a number of tokens."""
         if spec.policy is Policy.NODE_DEFAULT and self.config.latency_budget_ms > 0:
             seconds = self.config.latency_budget_ms / 1e3
             spec = replace(spec, policy=Policy.LATENCY_BUDGET, latency_budget_s=seconds)
@@ -210,8 +230,34 @@ class Pipeline:
     def _longest(self, query: Query) -> int:
         return query.max_new_tokens or self.config.max_new_tokens
 
-    def _encoded(self, frame: Frame | Encoding, clock: StageClock) -> Encoding:
-        return frame if isinstance(frame, Encoding) else self.encode(frame, clock)
+    def _encode(self, work: AnswerWork, frame: Frame | Encoding) -> None:
+        encoding = frame if isinstance(frame, Encoding) else self.encode(frame, work.clock)
+        work.num_encoded += encoding is not frame and not encoding.reused
+        work.encodings.append(encoding)
+
+    def _select(self, work: AnswerWork) -> None:
+        question = work.query.text
+        reads_text = "text_embed" in self._pruner(work.budgets[0]).needs
+        work.text_known = reads_text and self.engine.remembers_text(question)
+        work.selections = [
+            self.select(encoding, question, budget)
+            for encoding, budget in zip(work.encodings, work.budgets, strict=False)
+        ]
+        work.clock.lap("prune")
+
+    def _decode(self, work: AnswerWork, on_text: Callable[[str], None] | None) -> None:
+        """Project, put the prompt together, prefill, and generate or choose the answer."""
+        work.images = [
+            self._project(encoding, selection)
+            for encoding, selection in zip(work.encodings, work.selections, strict=True)
+        ]
+        work.prompt, work.turns = self._prompt(work)
+        if work.query.choices:
+            work.response = choose(self.engine, work, work.prompt, on_text)
+        else:
+            longest = self._longest(work.query)
+            work.response = generate(self.engine, work, work.prompt, longest, on_text)
+        work.clock.lap("decode")
 
     def _default_budget(self) -> Budget:
         model = self.manifest.selection
@@ -238,35 +284,6 @@ class Pipeline:
             )
         return pruner
 
-    def _signals(
-        self, vision: VisionOutput, question: str, needs: tuple[str, ...]
-    ) -> VisualSignals:
-        signals = VisualSignals(
-            patch_features=vision.patch_features,
-            cls_attention=vision.cls_attention,
-            patch_embeds=vision.patch_embeds,
-            patch_grid=self.grid,
-        )
-        # The rest costs a model call each: computed only for methods that ask.
-        if "text_embed" in needs:
-            signals = replace(signals, text_embed=self.engine.encode_text(question))
-        if "image_embeds" in needs:
-            every = np.arange(self.grid.num_patches, dtype=np.int64)
-            projected = self.engine.project(vision.patch_features, every)
-            signals = replace(signals, image_embeds=projected)
-        if "text_tokens" in needs:
-            signals = replace(signals, text_tokens=self.engine.embed_question(question))
-        return signals
-
-    def _prompt(
-        self, query: Query, encodings: Sequence[Encoding], selections: Sequence[Selection]
-    ) -> Prompt:
-        images = [
-            self._project(encoding, selection)
-            for encoding, selection in zip(encodings, selections, strict=True)
-        ]
-        return self.engine.embed_prompt(query.text, images)
-
     def _project(self, encoding: Encoding, selection: Selection) -> NDArray[np.float32]:
         """(K, H) projected tokens: the kept patches, or what a merging method made of them."""
         if selection.merged is None:
@@ -274,63 +291,40 @@ class Pipeline:
         every = np.arange(len(selection.merged), dtype=np.int64)
         return self.engine.project(np.asarray(selection.merged), every)
 
-    def _generate(
-        self,
-        query: Query,
-        prompt: Prompt,
-        clock: StageClock,
-        on_text: Callable[[str], None] | None,
-        should_stop: Callable[[], bool] | None,
-    ) -> Generation:
-        def on_prefill() -> None:
-            clock.lap("prefill")
-            clock.first_token()
+    def _prompt(self, work: AnswerWork) -> tuple[Prompt, tuple[Turn, ...]]:
+        """The prompt and the turns it holds: the oldest go where they do not all fit."""
+        turns = work.conversation.turns
+        new_images, limits = bool(work.images), self.config
+        while True:
+            fewer = without_oldest(turns, new_images)
+            images = len(work.images) + sum(len(turn.images) for turn in turns)
+            if fewer is None or (len(turns) < limits.max_turns and images <= limits.max_images):
+                try:
+                    prompt = self.engine.embed_prompt(
+                        work.query.text, work.images, turns, keep_prefix=limits.reuse_prefix
+                    )
+                    left = self.manifest.llm.max_kv - len(prompt.inputs_embeds)
+                    if fewer is None or left >= self._longest(work.query):
+                        return prompt, turns
+                except BudgetExceededError:
+                    if fewer is None:
+                        raise
+            turns = fewer
 
-        return self.engine.generate(
-            prompt,
-            max_new_tokens=self._longest(query),
-            on_prefill=on_prefill,
-            on_token=on_text,
-            should_stop=should_stop,
-        )
-
-    def _assemble(
-        self,
-        query: Query,
-        budget: Budget,
-        encodings: Sequence[Encoding],
-        selections: Sequence[Selection],
-        prompt: Prompt,
-        generation: Generation,
-        clock: StageClock,
-    ) -> Answer:
-        num_patches = self.grid.num_patches
-        masks = tuple(
-            PatchMask(
-                frame=encoding.frame,
-                grid=self.grid,
-                region=encoding.region,
-                kept=to_bool(np.asarray(selection.kept_indices), num_patches),
-                scores=None if selection.scores is None else np.asarray(selection.scores),
-            )
-            for encoding, selection in zip(encodings, selections, strict=True)
-        )
-        return Answer(
-            text=generation.text,
-            query_id=query.query_id,
-            status=_FINISH_STATUS[generation.finish],
-            masks=masks,
-            tokens=TokenCounts(
-                visual_total=num_patches * len(masks),
-                visual_kept=prompt.num_visual_tokens,
-                prompt_text=prompt.num_text_tokens,
-                generated=len(generation.token_ids),
+    def _remember(self, work: AnswerWork) -> None:
+        """Keep a completed turn of a conversation, with the keys and values it left."""
+        done = work.response.status in FINISHED.values() and work.prompt is not None
+        if not work.query.conversation_id or not done:
+            return
+        said = Turn(work.query.text, tuple(work.images), work.response.token_ids)
+        self.conversations.put(
+            work.query.conversation_id,
+            Conversation(
+                (*work.turns, said),
+                work.masks(self.grid),
+                self.engine.hold(work.response.token_ids),
+                work.conversation.num_turns + 1,
             ),
-            times=clock.times(),
-            confidence=generation.mean_token_prob,
-            method=budget.method,
-            model_id=self.manifest.model_id,
-            token_ids=generation.token_ids,
         )
 
 

@@ -166,7 +166,7 @@ def test_score_mass_keeps_more_for_more_mass(pipeline, frame):
         (Query("hi", prune=PruneSpec(Policy.KEEP_RATIO, keep_ratio=2)), "keep_ratio is 2"),
         (Query("hi", prune=PruneSpec(method="fastv")), "edge_atp.hf.attach"),
         (Query("hi <image> there"), "<image>"),
-        (Query("hi", choices=("yes", "no")), "choices"),
+        (Query("hi", choices=("yes",)), "choices has 1 entries"),
     ],
 )
 def test_bad_questions_are_refused_with_the_field(pipeline, frame, query, says):

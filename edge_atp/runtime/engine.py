@@ -136,10 +136,9 @@ class Engine:
             )
         return self._texts.encode(text)
 
-    @property
-    def text_remembered(self) -> bool:
-        """Whether the last text of ``encode_text`` was remembered."""
-        return self._texts is not None and self._texts.remembered
+    def remembers_text(self, text: str) -> bool:
+        """Whether ``encode_text`` has this text's embedding without computing it."""
+        return self._texts is not None and text in self._texts
 
     def forget_texts(self) -> None:
         """Empty the memory of text embeddings."""

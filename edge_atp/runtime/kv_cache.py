@@ -131,7 +131,7 @@ class StaticKvCache(SharedKvCache):
         return {
             "position_ids": rows.astype(np.int64)[None],
             "write_indices": np.array([self._length], np.int64),
-            "attention_bias": _causal_bias(rows, self._llm.max_kv, self._llm.sliding_window),
+            "attention_bias": causal_bias(rows, self._llm.max_kv, self._llm.sliding_window),
         }
 
 
@@ -186,7 +186,7 @@ class GrowingKvCache:
             {
                 "inputs_embeds": inputs_embeds[None],
                 "position_ids": rows.astype(np.int64)[None],
-                "attention_bias": _causal_bias(rows, past + new, self._llm.sliding_window),
+                "attention_bias": causal_bias(rows, past + new, self._llm.sliding_window),
             },
             self._carry,
             ("logits",),
@@ -204,7 +204,7 @@ def _aliases(llm: LlmSpec) -> dict[str, str]:
     }
 
 
-def _causal_bias(rows: NDArray[np.int64], num_keys: int, window: int | None) -> NDArray[np.float32]:
+def causal_bias(rows: NDArray[np.int64], num_keys: int, window: int | None) -> NDArray[np.float32]:
     """(1, 1, R, num_keys): 0 where the token at position ``rows[r]`` may look, else very low."""
     ahead = np.arange(num_keys)[None, :] - rows[:, None]
     hidden = ahead > 0

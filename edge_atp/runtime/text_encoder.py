@@ -16,21 +16,20 @@ CACHE_SIZE = 256
 
 
 class TextEncoder:
-    """Embeds texts in the joint image-text space.
-
-    Attributes:
-        remembered: whether the last text was remembered, so that nothing was computed.
-    """
+    """Embeds texts in the joint image-text space."""
 
     def __init__(self, session: Session, tokenizer: TextTowerTokenizer) -> None:
         self._session = session
         self._tokenizer = tokenizer
         self._embeds: OrderedDict[str, Float] = OrderedDict()
-        self.remembered = False
 
     def __len__(self) -> int:
         """Number of texts remembered."""
         return len(self._embeds)
+
+    def __contains__(self, text: str) -> bool:
+        """Whether a text is remembered."""
+        return text in self._embeds
 
     def encode(self, text: str) -> Float:
         """The embedding (P,) of a text; read-only.
@@ -38,8 +37,7 @@ class TextEncoder:
         A text longer than the encoder's context is cut into windows of even length and their
         unit-length embeddings are averaged.
         """
-        self.remembered = text in self._embeds
-        if self.remembered:
+        if text in self._embeds:
             self._embeds.move_to_end(text)
             return self._embeds[text]
         embeds = [self._run(ids) for ids in self._tokenizer.windows(text)]

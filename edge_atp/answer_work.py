@@ -1,0 +1,137 @@
+"""One question on its way through the stages, and the answer that is made of it in the end.
+
+Knows nothing of engines; the stages themselves are in ``edge_atp.pipeline``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_atp.budget import Budget
+from edge_atp.conversations import Conversation
+from edge_atp.interruption import Interruption
+from edge_atp.mask import to_bool
+from edge_atp.runtime.outputs import Prompt, VisionOutput
+from edge_atp.runtime.prompt import Turn
+from edge_atp.timing import StageClock
+from edge_atp.types import (
+    Answer,
+    ConfidenceKind,
+    Frame,
+    PatchGrid,
+    PatchMask,
+    Query,
+    Reuse,
+    Selection,
+    SourceRegion,
+    Status,
+    TokenCounts,
+)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """One frame after the vision encoder; several questions may share it.
+
+    reused: the frame looked like the camera's last one, whose encoding this is.
+    """
+
+    frame: Frame
+    region: SourceRegion
+    vision: VisionOutput
+    reused: bool = False
+
+
+@dataclass(frozen=True)
+class Response:
+    """What the language model said."""
+
+    status: Status = Status.CANCELED
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    confidence: float | None = None
+    confidence_kind: ConfidenceKind = ConfidenceKind.NONE
+    choice_probs: tuple[float, ...] = ()
+
+
+@dataclass
+class AnswerWork:
+    """One question on its way through the stages; what has not been reached is empty.
+
+    images: (K_i, H) projected tokens of each new image.
+    turns: the conversation before it that the prompt holds.
+    text_known: the question's embedding was remembered.
+    """
+
+    query: Query
+    frames: Sequence[Frame | Encoding]
+    clock: StageClock
+    stop: Interruption
+    budgets: list[Budget]
+    conversation: Conversation
+    encodings: list[Encoding] = field(default_factory=list)
+    num_encoded: int = 0
+    text_known: bool = False
+    selections: list[Selection] = field(default_factory=list)
+    images: list[NDArray[np.float32]] = field(default_factory=list)
+    turns: tuple[Turn, ...] = ()
+    prompt: Prompt | None = None
+    response: Response = Response()
+
+    def prefilled(self) -> None:
+        """The logits of the prompt are there."""
+        self.clock.lap("prefill")
+        self.clock.first_token()
+
+    def masks(self, grid: PatchGrid) -> tuple[PatchMask, ...]:
+        """What the model saw of the newest images; empty before selection."""
+        if not self.frames:
+            return self.conversation.masks
+        return tuple(
+            PatchMask(
+                frame=encoding.frame,
+                grid=grid,
+                region=encoding.region,
+                kept=to_bool(np.asarray(selection.kept_indices), grid.num_patches),
+                scores=None if selection.scores is None else np.asarray(selection.scores),
+            )
+            for encoding, selection in zip(self.encodings, self.selections, strict=False)
+        )
+
+    def answer(self, grid: PatchGrid, model_id: str, reused_tokens: int) -> Answer:
+        """The answer, complete or ended early.
+
+        Args:
+            reused_tokens: tokens of the prompt whose keys and values were there.
+        """
+        prompt, response = self.prompt, self.response
+        earlier = sum(len(turn.images) for turn in self.turns)
+        return Answer(
+            text=response.text,
+            query_id=self.query.query_id,
+            status=self.stop.status or response.status,
+            masks=self.masks(grid),
+            tokens=TokenCounts(
+                visual_total=grid.num_patches * (earlier + len(self.images)),
+                visual_kept=prompt.num_visual_tokens if prompt else 0,
+                prompt_text=prompt.num_text_tokens if prompt else 0,
+                generated=len(response.token_ids),
+            ),
+            times=self.clock.times(),
+            confidence=response.confidence,
+            method=self.budgets[0].method,
+            model_id=model_id,
+            token_ids=response.token_ids,
+            confidence_kind=response.confidence_kind,
+            choice_probs=response.choice_probs,
+            reused=Reuse(
+                images=earlier + len(self.encodings) - self.num_encoded,
+                text_embed=self.text_known,
+                kv_tokens=reused_tokens if prompt else 0,
+            ),
+            turn=self.conversation.num_turns + 1 if self.query.conversation_id else 0,
+        )
