@@ -22,10 +22,12 @@ class HeldKv:
 
     rows: (L, H) the embeddings they were computed from.
     arrays: cache input -> (1, kv_heads, L, head_dim).
+    num_prefix: leading rows that were entered by themselves.
     """
 
     rows: Float
     arrays: Arrays
+    num_prefix: int = 0
 
     @property
     def num_bytes(self) -> int:
@@ -43,6 +45,7 @@ class ResumingPrefill:
     def __init__(self, kv_cache: KvCache) -> None:
         self._kv_cache = kv_cache
         self._rows: Float | None = None
+        self._num_prefix = 0
         self.reused = 0
 
     def enter(self, rows: Float, num_prefix: int = 0, held: HeldKv | None = None) -> Float:
@@ -53,6 +56,7 @@ class ResumingPrefill:
             num_prefix: leading rows that many prompts begin with, kept between them; 0 for none.
             held: keys and values of an earlier prompt whose beginning this one may share.
         """
+        self.reused = 0
         start = self._start(rows, num_prefix, held) if self._kv_cache.can_resume else 0
         # Until the run has succeeded nobody knows what the cache holds.
         self._rows = None
@@ -70,23 +74,28 @@ class ResumingPrefill:
         if self._rows is None or not self._kv_cache.can_resume:
             return None
         rows = np.concatenate([self._rows, generated])[: self._kv_cache.length]
-        return HeldKv(rows, self._kv_cache.copy_out())
+        self._rows = rows
+        return HeldKv(rows, self._kv_cache.copy_out(), self._num_prefix)
 
     def _start(self, rows: Float, num_prefix: int, held: HeldKv | None) -> int:
+        """Make the cache hold the first rows; returns how many."""
         # The last row is always computed: its logits are wanted.
         open_rows = rows[:-1]
-        self.reused = 0
+        num_prefix = min(num_prefix, len(open_rows))
+        resident = self._resident(open_rows)
         if held is not None and (shared := common_rows(held.rows, open_rows)) > num_prefix:
-            if self._resident(open_rows) < shared:
+            if resident < shared:
                 self._kv_cache.copy_in(held.arrays, shared)
+            self._num_prefix = held.num_prefix
             self.reused = shared
             return shared
-        num_prefix = min(num_prefix, len(open_rows))
-        if self._resident(open_rows) >= num_prefix:
+        # Rows that were entered among others may differ in the last bit.
+        if resident >= num_prefix == self._num_prefix:
             self.reused = num_prefix
-        else:
-            self._rows = None
-            self._kv_cache.truncate(0)
+            return num_prefix
+        self._rows, self._num_prefix = None, num_prefix
+        self._kv_cache.truncate(0)
+        if num_prefix:
             self._kv_cache.forward(rows[:num_prefix])
         return num_prefix
 

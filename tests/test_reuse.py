@@ -1,0 +1,128 @@
+"""What is not computed twice: the same tokens and patches with and without each reuse."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from edge_atp.config import PipelineConfig
+from edge_atp.errors import ConfigError
+from edge_atp.frame_reuse import FrameMemory
+from edge_atp.pipeline import Pipeline
+from edge_atp.types import Frame, Policy, PruneSpec, Query
+
+QUESTIONS = ("where is the red box?", "what is the gripper holding?", "describe the scene.")
+
+
+@pytest.fixture(scope="module")
+def frames(cell_images):
+    return [Frame(image, stamp_ns=n + 1) for n, image in enumerate(cell_images)]
+
+
+def configured(pipeline, **settings):
+    return Pipeline(pipeline.engine, pipeline.engine.directory, PipelineConfig(**settings))
+
+
+def result(answer):
+    return answer.token_ids, [np.flatnonzero(mask.kept).tolist() for mask in answer.masks]
+
+
+@pytest.mark.parametrize("keep", [PruneSpec(), PruneSpec(Policy.OFF)])
+def test_the_kept_prefix_changes_no_token(pipeline, frames, keep):
+    with_prefix, without = configured(pipeline), configured(pipeline, reuse_prefix=False)
+    for frame in frames:
+        for text in QUESTIONS:
+            kept = with_prefix.answer(Query(text, prune=keep), [frame])
+            anew = without.answer(Query(text, prune=keep), [frame])
+            assert result(kept) == result(anew)
+            assert kept.confidence == pytest.approx(anew.confidence, abs=1e-4)
+            assert anew.reused.kv_tokens == 0
+    prefix = pipeline.engine.prompt_tokens(QUESTIONS[0], 1).is_image.argmax()
+    assert with_prefix.answer(Query(QUESTIONS[0]), [frames[0]]).reused.kv_tokens == 0
+    assert with_prefix.answer(Query(QUESTIONS[1]), [frames[0]]).reused.kv_tokens == prefix > 0
+
+
+def test_answers_do_not_depend_on_what_was_asked_before(pipeline, frames):
+    """To the last bit: the prompt is entered in the same parts whether the first one is there."""
+    engine = pipeline.engine
+    first = pipeline.answer(Query(QUESTIONS[0]), [frames[0]])
+    engine.last_logits(np.ones((3, pipeline.manifest.llm.hidden), np.float32))
+    fresh = pipeline.answer(Query(QUESTIONS[0]), [frames[0]])
+    again = pipeline.answer(Query(QUESTIONS[0]), [frames[0]])
+    assert (fresh.reused.kv_tokens, again.reused.kv_tokens > 0) == (0, True)
+    assert first.confidence == fresh.confidence == again.confidence
+    assert first.token_ids == fresh.token_ids == again.token_ids
+
+
+def test_a_remembered_question_is_not_embedded_again(pipeline, frames):
+    engine = pipeline.engine
+    engine.forget_texts()
+    fresh = pipeline.answer(Query(QUESTIONS[0]), [frames[0]])
+    again = pipeline.answer(Query(QUESTIONS[0]), [frames[0]])
+    dense = pipeline.answer(Query(QUESTIONS[0], prune=PruneSpec(Policy.OFF)), [frames[0]])
+    assert [a.reused.text_embed for a in (fresh, again, dense)] == [False, True, False]
+    assert result(fresh) == result(again)
+    assert np.array_equal(fresh.masks[0].scores, again.masks[0].scores)
+
+
+def test_a_failed_prefill_leaves_nothing_behind(pipeline, frames, monkeypatch):
+    expected = result(pipeline.answer(Query(QUESTIONS[0]), [frames[0]]))
+    cache = pipeline.engine._kv_cache
+    monkeypatch.setattr(cache, "forward", lambda rows: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        pipeline.answer(Query(QUESTIONS[0]), [frames[0]])
+    monkeypatch.undo()
+    after = pipeline.answer(Query(QUESTIONS[0]), [frames[0]])
+    assert after.reused.kv_tokens == 0
+    assert result(after) == expected
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "change", "reused"),
+    [
+        (-1.0, 0, False),
+        (0.0, 0, True),
+        (0.0, 1, False),
+        (5.0, 5, True),
+        (5.0, 6, False),
+    ],
+)
+def test_an_unchanged_frame_is_encoded_once(pipeline, frames, tolerance, change, reused):
+    tolerant = configured(pipeline, frame_tolerance=tolerance)
+    first = tolerant.answer(Query(QUESTIONS[1]), [frames[0]])
+    image = frames[0].image.copy()
+    image[8, 16] = np.where(image[8, 16] > 127, image[8, 16] - change, image[8, 16] + change)
+    second = tolerant.answer(Query(QUESTIONS[1]), [Frame(image, stamp_ns=9)])
+    assert (second.reused.images, second.times.vision_encode == 0.0) == (reused, reused)
+    assert second.masks[0].frame.stamp_ns == 9  # about the new frame, whatever was reused
+    if change == 0:
+        assert result(second) == result(first)
+
+
+def test_cameras_and_sizes_are_not_taken_for_each_other(pipeline, frames):
+    tolerant = configured(pipeline, frame_tolerance=0.0)
+    left = tolerant.encode(dataclasses.replace(frames[0], camera="left"))
+    assert not left.reused
+    assert not tolerant.encode(dataclasses.replace(frames[0], camera="right")).reused
+    assert tolerant.encode(dataclasses.replace(frames[0], camera="left")).reused
+    smaller = Frame(frames[0].image[:240], camera="left")
+    assert not tolerant.encode(smaller).reused
+
+
+def test_frame_memory_copies_and_is_bounded():
+    memory = FrameMemory(0.0)
+    image = np.zeros((16, 16, 3), np.uint8)
+    memory.remember(Frame(image, camera="a"), "first")
+    image[0, 0] = 1  # the owner fills its buffer with the next frame
+    assert memory.recall(Frame(image, camera="a")) is None
+    for number in range(40):
+        memory.remember(Frame(image, camera=f"camera{number}"), str(number))
+    held = [memory.recall(Frame(image, camera=f"camera{n}")) for n in range(40)]
+    assert held == [None] * 8 + [str(n) for n in range(8, 40)]
+    memory.clear()
+    assert memory.recall(Frame(image, camera="camera39")) is None
+
+
+def test_bad_tolerance_is_named():
+    with pytest.raises(ConfigError, match=r"frame_tolerance is -0.5; use -1"):
+        PipelineConfig(frame_tolerance=-0.5)
