@@ -35,7 +35,7 @@ from edge_atp_ros.publishers import Outputs
 from edge_atp_ros.questions import Intake, Question
 
 _CANCELED = "the node was deactivated before the answer was complete; ask again"
-_WITHDRAWN = "cancelled by the client"
+WITHDRAWN = "cancelled by the client"
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class Answerer:
         if stopping():
             raise CanceledError(_CANCELED)
         if question.canceled():
-            raise WithdrawnError(_WITHDRAWN)
+            raise WithdrawnError(WITHDRAWN)
         if question.expires_in_s() <= 0:
             raise ExpiredError(f"the deadline of {question.deadline_s:g} s passed while waiting")
         if missing:

@@ -10,10 +10,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 _POLL_S = 0.1
+# What a node may take to send its last results.
+_FINISH_S = 1.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -42,7 +45,8 @@ def run_node(load: Callable[[], Callable[[], Any]], args: Sequence[str] | None =
     Args:
         load: imports the node's class and returns it. If a node has a method ``start``, it is
             called before spinning; once an attribute ``finished`` is true, the node ends by
-            itself, with the exit code in its attribute ``exit_code``.
+            itself, with the exit code in its attribute ``exit_code``. If it has a method
+            ``finish``, it is spun on at the end until that returns True, or for a second.
         args: command line with ROS arguments; None: the process's own.
     Returns:
         The exit code: 0 after a signal or the node's own end, 1 if the node could not start.
@@ -93,8 +97,15 @@ def _run(load: Callable[[], Callable[[], Any]], args: Sequence[str] | None) -> i
         executor.add_node(node)
         while not stop and not getattr(node, "finished", False):
             executor.spin_once(timeout_sec=_POLL_S)
+        _finish(node, executor)
         return getattr(node, "exit_code", 0)
     finally:
         if node is not None:
             node.destroy_node()
         rclpy.shutdown()
+
+
+def _finish(node: Any, executor: Any) -> None:
+    end_s = time.monotonic() + _FINISH_S
+    while hasattr(node, "finish") and not node.finish() and time.monotonic() < end_s:
+        executor.spin_once(timeout_sec=_POLL_S)

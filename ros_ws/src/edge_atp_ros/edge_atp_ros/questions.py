@@ -139,8 +139,10 @@ class Intake:
         return replace(
             question,
             query=replace(to_query(message), query_id=question.query_id),
-            cameras=self._known(message.cameras),
-            max_frame_age_s=_duration_s(message, "max_frame_age") or max_frame_age_s,
+            cameras=self._cameras_of(message, question),
+            # The node's limit is about its cameras; who brings images knows how old they are.
+            max_frame_age_s=_duration_s(message, "max_frame_age")
+            or (0.0 if question.images else max_frame_age_s),
             deadline_s=_duration_s(message, "deadline"),
             priority=message.priority,
         )
@@ -151,6 +153,8 @@ class Intake:
         with self._lock:
             if question.query_id in self._past:
                 self._past[question.query_id] = (self._past[question.query_id][0], now)
+        if question.images:
+            return 0
         before = question.dropped_before
         return sum(now[name] - before.get(name, now[name]) for name in question.cameras)
 
@@ -159,6 +163,16 @@ class Intake:
         self._past.move_to_end(query_id)
         while len(self._past) > _REMEMBERED_IDS:
             self._past.popitem(last=False)
+
+    def _cameras_of(self, message: QueryMessage, question: Question) -> tuple[str, ...]:
+        if not question.images:
+            return self._known(message.cameras)
+        if message.cameras and len(message.cameras) != len(question.images):
+            raise InvalidQueryError(
+                f"query.cameras names {len(message.cameras)} images, the goal brings"
+                f" {len(question.images)}; name each of them, or none"
+            )
+        return tuple(image.camera for image in question.images)
 
     def _known(self, names: Sequence[str]) -> tuple[str, ...]:
         for name in names:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import gc
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from edge_atp_msgs.msg import Query as QueryMessage
@@ -28,9 +29,11 @@ from edge_atp.errors import ConfigError, EdgeAtpError
 from edge_atp.pipeline import Pipeline
 from edge_atp.types import Frame, Query
 from edge_atp_ros import parameters
-from edge_atp_ros.answering import Answerer, Loaded
-from edge_atp_ros.cameras import Cameras
+from edge_atp_ros.answering import WITHDRAWN, Answerer, Loaded
+from edge_atp_ros.ask_action import AskAction, Callbacks
+from edge_atp_ros.cameras import CameraImage, Cameras
 from edge_atp_ros.diagnostics import Diagnostics, Report
+from edge_atp_ros.error_codes import WithdrawnError
 from edge_atp_ros.giving_up import give_up
 from edge_atp_ros.health import Health
 from edge_atp_ros.lifecycle_guard import refuse_invalid_transitions
@@ -38,6 +41,7 @@ from edge_atp_ros.model_info import model_info
 from edge_atp_ros.process import StartError
 from edge_atp_ros.publishers import Outputs
 from edge_atp_ros.questions import Intake, Question
+from edge_atp_ros.reply import Reply
 from edge_atp_ros.watchdog import Watchdog
 from edge_atp_ros.worker import Worker
 
@@ -70,6 +74,7 @@ class VlmNode(LifecycleNode):
         self._outputs: Outputs | None = None
         self._answerer: Answerer | None = None
         self._worker: Worker | None = None
+        self._action: AskAction | None = None
         self._questions: list[Subscription] = []
         self.add_on_set_parameters_callback(self._on_parameters)
         self._diagnostics = Diagnostics(self, self._report)
@@ -113,6 +118,15 @@ class VlmNode(LifecycleNode):
         self._release()
         return super().on_shutdown(state)
 
+    def finish(self) -> bool:
+        """Stop serving; False while answers and results still have to reach their clients."""
+        self._stop_serving()
+        if self._action is not None and not self._action.settled():
+            return False
+        if self._outputs is not None:
+            self._outputs.flush()
+        return True
+
     def destroy_node(self) -> None:
         """Stop the inference thread before the publishers it uses are gone."""
         if hasattr(self, "_worker"):
@@ -152,6 +166,9 @@ class VlmNode(LifecycleNode):
             self._outputs,
             lambda: self.get_clock().now().nanoseconds,
             self.get_logger(),
+        )
+        self._action = AskAction(
+            self, Callbacks(lambda: self._worker is not None, self._ask, self._withdraw)
         )
         self._announce()
         self.get_logger().info(
@@ -200,6 +217,9 @@ class VlmNode(LifecycleNode):
             self._watchdog = None
 
     def _release(self) -> None:
+        if self._action is not None:
+            self._action.close()
+            self._action = None
         if self._answerer is not None:
             self._answerer.loaded.pipeline.close()
             self._answerer = None
@@ -227,11 +247,16 @@ class VlmNode(LifecycleNode):
             return
         self._ask(QueryMessage(text=message.data))
 
-    def _ask(self, message: QueryMessage) -> None:
+    def _ask(
+        self,
+        message: QueryMessage,
+        reply: Reply | None = None,
+        images: Sequence[CameraImage] = (),
+    ) -> Question:
         answerer, worker = self._answerer, self._worker
-        assert answerer is not None  # the subscription lives only while the node is active
+        assert answerer is not None  # questions arrive only while the node is active
         assert worker is not None
-        question = self._intake.identify(message)
+        question = replace(self._intake.identify(message), reply=reply, images=tuple(images))
         try:
             pipeline = answerer.loaded.pipeline
             question = self._intake.accept(
@@ -244,6 +269,12 @@ class VlmNode(LifecycleNode):
             worker.submit(question)
         except Exception as error:  # anything: the question is owed an answer
             answerer.refuse(question, error)
+        return question
+
+    def _withdraw(self, question: Question) -> None:
+        assert self._answerer is not None  # goals arrive only while the node is active
+        if self._worker is not None and self._worker.withdraw(question):
+            self._answerer.refuse(question, WithdrawnError(WITHDRAWN))
 
     def _on_worker_error(self, question: Question, error: Exception) -> None:
         trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))

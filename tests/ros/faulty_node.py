@@ -1,0 +1,106 @@
+"""The VLM node with an engine that fails when a question asks for it; run as a program.
+
+    python faulty_node.py --ros-args -p autostart:=true ...
+
+A question whose text contains one of the keys of FAULTS meets that fault at its first graph run,
+inside the real backend's call, so everything above it is the node's own code.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+def ort_allocation_failure() -> None:
+    """What ONNX Runtime raises when its arena cannot grow (text from a real run)."""
+    from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
+
+    raise RuntimeException(
+        "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code returned while running"
+        " MatMul node. Name:'/layers.0/attn/MatMul' Status Message: bfc_arena.cc:376 void*"
+        " onnxruntime::BFCArena::AllocateRawInternal(size_t, bool, onnxruntime::Stream*)"
+        " Failed to allocate memory for requested buffer of size 8589934592"
+    )
+
+
+def memory_error() -> None:
+    raise MemoryError("Unable to allocate 8.00 GiB for an array with shape (2147483648,)")
+
+
+def backend_failure() -> None:
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+def block() -> None:
+    """A native call that never returns; other Python threads run on."""
+    ctypes.CDLL(None).sleep(100_000)
+
+
+def pause() -> None:
+    time.sleep(0.05)
+
+
+# name -> what happens, and whether at every graph run or at the first only
+FAULTS: dict[str, tuple[Callable[[], None], bool]] = {
+    "fault: ort out of memory": (ort_allocation_failure, False),
+    "fault: memory error": (memory_error, False),
+    "fault: backend": (backend_failure, False),
+    "fault: blocks": (block, False),
+    "slowly": (pause, True),
+}
+_armed: list[tuple[Callable[[], None], bool]] = []
+
+
+def arm(text: str) -> None:
+    _armed[:] = [fault for name, fault in FAULTS.items() if name in text]
+
+
+def strike() -> None:
+    for fault, every_run in list(_armed):
+        if not every_run:
+            _armed.remove((fault, every_run))
+        fault()
+
+
+def inject() -> None:
+    """Patch the backend's session and the node's answering."""
+    import onnxruntime
+    from edge_atp_ros.answering import Answerer
+
+    def faulty(run: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            strike()
+            return run(*args, **kwargs)
+
+        return call
+
+    session = onnxruntime.InferenceSession
+    for name in ("run", "run_with_iobinding"):
+        setattr(session, name, faulty(getattr(session, name)))
+    serve = Answerer.serve
+
+    def serve_armed(self: Answerer, question: Any, *args: Any) -> Any:
+        arm(question.query.text)
+        try:
+            return serve(self, question, *args)
+        finally:
+            _armed.clear()
+
+    Answerer.serve = serve_armed
+
+
+def load() -> type:
+    inject()
+    from edge_atp_ros.vlm import VlmNode
+
+    return VlmNode
+
+
+if __name__ == "__main__":
+    from edge_atp_ros.process import run_node
+
+    sys.exit(run_node(load))
