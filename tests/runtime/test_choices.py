@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -74,3 +76,47 @@ def test_answer_longer_than_the_cache(engine: Engine) -> None:
     rows = np.zeros((llm.max_kv - 2, llm.hidden), np.float32)
     with pytest.raises(BudgetExceededError, match="max_kv"):
         engine.score_choices(Prompt(rows, len(rows), 0), ("yes", "no " * 20))
+
+
+def test_what_is_bounded_is_bounded_from_above_and_the_best_is_exact(
+    engine: Engine, prompt: Prompt
+) -> None:
+    exact = engine.score_choices(prompt, CHOICES)
+    forwards = count_forwards(engine)
+    bounded = engine.score_choices(prompt, CHOICES, negligible=0.5)
+    spent = forwards()
+    assert bounded.best == exact.best
+    assert bounded.log_probs[exact.best] == pytest.approx(exact.log_probs[exact.best], abs=1e-9)
+    assert (bounded.log_probs >= exact.log_probs - 1e-9).all()
+    forwards = count_forwards(engine)
+    engine.score_choices(prompt, CHOICES)
+    assert spent < forwards()
+
+
+def count_forwards(engine: Engine) -> Callable[[], int]:
+    """How often the decoder ran from here to the call."""
+    cache, runs = engine._kv_cache, [0]
+    original = cache.forward
+
+    def forward(rows: np.ndarray) -> np.ndarray:
+        runs[0] += 1
+        return original(rows)
+
+    cache.forward = forward
+
+    def stop() -> int:
+        del cache.forward
+        return runs[0]
+
+    return stop
+
+
+def test_stopped_scoring_leaves_the_prompt_in_the_cache(engine: Engine, prompt: Prompt) -> None:
+    asked = iter([False, True])
+    assert engine.score_choices(prompt, CHOICES, should_stop=lambda: next(asked)) is None
+    assert engine._kv_cache.length == len(prompt.inputs_embeds)
+
+
+def test_a_special_token_is_no_answer(engine: Engine, prompt: Prompt) -> None:
+    with pytest.raises(InvalidQueryError, match=r"choices\[0\] contains the special token"):
+        engine.score_choices(prompt, ("<image>", "red"))

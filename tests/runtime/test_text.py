@@ -15,6 +15,7 @@ from edge_atp.runtime.text import (
     PromptTokenizer,
     TextTowerTokenizer,
     load_tokenizer,
+    turn_template,
 )
 
 
@@ -70,3 +71,51 @@ def test_damaged_tokenizer_is_named(tmp_path: Path) -> None:
     path.write_text("{}")
     with pytest.raises(ArtifactError, match=r"tokenizer.json is no valid tokenizer"):
         load_tokenizer(path)
+
+
+@pytest.mark.parametrize(
+    ("template", "turn"),
+    [
+        ("USER: {image}\n{question} ASSISTANT:", "USER: {image}\n{question} ASSISTANT:"),
+        (
+            "A chat. The assistant is polite. USER: {image}\n{question} ASSISTANT:",
+            "USER: {image}\n{question} ASSISTANT:",
+        ),
+        ("[INST] {image}\n{question} [/INST]", "[INST] {image}\n{question} [/INST]"),
+        (
+            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n{image}\n{question}"
+            "<|im_end|>\n<|im_start|>assistant\n",
+            "<|im_start|>user\n{image}\n{question}<|im_end|>\n<|im_start|>assistant\n",
+        ),
+        ("{question}\n{image}", "{question}\n{image}"),
+    ],
+)
+def test_a_turn_starts_at_the_users_role(template: str, turn: str) -> None:
+    assert turn_template(template) == turn
+
+
+def test_turns_without_images_lose_the_image_line_and_the_start_token() -> None:
+    tokenizer = byte_tokenizer()
+    spec = PromptSpec(
+        "hello U: {image}\n{question} A:", "<image>", tokenizer.token_to_id("<image>"), 1000
+    )
+    prompt = PromptTokenizer(tokenizer, spec, end_token_id=7)
+    text = tokenizer.decode(prompt.encode_turn("why?", 0).ids.tolist())
+    assert text == "U: why? A:"
+    with_image = prompt.encode_turn("why?", 2)
+    assert with_image.is_image.sum() == 2
+    assert prompt.closed_answer((1, 2)).ids.tolist() == [1, 2, 7]
+    own = PromptSpec(
+        "U: {image}{question}",
+        "<image>",
+        spec.image_token_id,
+        1000,
+        turn_template="\nU: {image}{question}",
+    )
+    ids = PromptTokenizer(tokenizer, own).encode_turn("hm", 0).ids.tolist()
+    assert tokenizer.decode(ids) == "\nU: hm"
+
+
+def test_turn_template_needs_both_slots() -> None:
+    with pytest.raises(ArtifactError, match=r"prompt.turn_template must contain \{image\}"):
+        PromptSpec("{image}{question}", "<image>", 1, 10, turn_template="{question}")
