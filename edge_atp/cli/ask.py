@@ -1,4 +1,4 @@
-"""Answer a question about an image file.
+"""Answer a question about an image file, or about several.
 
 examples:
   edge-atp ask cell.jpg "what is on the middle shelf, slot 3?"
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import cv2
@@ -35,6 +35,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``edge-atp ask``."""
     parser.add_argument("image", type=Path, help="image file (JPEG, PNG, ...)")
     parser.add_argument("question", help="what to ask about it")
+    parser.add_argument(
+        "--image",
+        dest="more_images",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a further image of the same question; may be repeated",
+    )
+    parser.add_argument(
+        "--choices",
+        metavar="A,B,...",
+        help="closed answer set: the most probable of these, with its probability",
+    )
+    parser.add_argument(
+        "--then",
+        action="append",
+        default=[],
+        metavar="QUESTION",
+        help="ask on about the same images, in one conversation; may be repeated",
+    )
     parser.add_argument("--model", default="warehouse_tiny", help="model directory or shipped name")
     parser.add_argument(
         "--engine", default="auto", help="backend: auto, ort (ort-cpu, ort-cuda) or trt"
@@ -71,23 +92,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ask, print the answer and where the time went."""
-    frame = Frame(read_image(args.image), frame_id=args.image.name)
-    query = Query(args.question, max_new_tokens=args.max_new_tokens, prune=_prune_spec(args))
-    pipeline = Pipeline.load(
-        PipelineConfig(model=args.model, engine=args.engine, calibration=args.calibration)
+    """Ask, print each answer and where the time went."""
+    paths = [args.image, *args.more_images]
+    frames = [
+        Frame(read_image(path), frame_id=path.name, camera=f"image{number}")
+        for number, path in enumerate(paths)
+    ]
+    query = Query(
+        args.question,
+        choices=tuple(args.choices.split(",")) if args.choices else (),
+        max_new_tokens=args.max_new_tokens,
+        prune=_prune_spec(args),
+        conversation_id="ask" if args.then else "",
     )
+    pipeline = Pipeline.load(PipelineConfig(model=args.model, engine=args.engine))
     try:
-        answer = pipeline.answer(query, [frame])
         engine = f"{pipeline.engine.backend} ({pipeline.engine.backend_reason})"
+        for number, text in enumerate([args.question, *args.then]):
+            answer = pipeline.answer(replace(query, text=text), [] if number else frames)
+            if args.overlay and not number:
+                _write_overlay(args.overlay, answer, text)
+            if args.json:
+                print(json.dumps(_as_json(answer)))
+            else:
+                _print(answer, engine, None if number else args.overlay)
     finally:
         pipeline.close()
-    if args.overlay:
-        _write_overlay(args.overlay, answer, args.question)
-    if args.json:
-        print(json.dumps(_as_json(answer)))
-    else:
-        _print(answer, engine, args.overlay)
     return 0
 
 
@@ -126,7 +156,9 @@ def _prune_spec(args: argparse.Namespace) -> PruneSpec:
 
 def _write_overlay(path: Path, answer: Answer, question: str) -> None:
     kept = f"{answer.tokens.visual_kept}/{answer.tokens.visual_total} tokens, {answer.method}"
-    picture = overlay(answer.masks[0], f"Q: {question}\nA: {answer.text}   [{kept}]")
+    caption = f"Q: {question}\nA: {answer.text}   [{kept}]"
+    pictures = [overlay(mask, caption if not n else "") for n, mask in enumerate(answer.masks)]
+    picture = _side_by_side(pictures)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         written = cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
@@ -136,15 +168,25 @@ def _write_overlay(path: Path, answer: Answer, question: str) -> None:
         raise ImageError(f"cannot write --overlay {path}: use a name ending in .png or .jpg")
 
 
+def _side_by_side(pictures: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Pictures (h_i, w_i, 3) in a row, the lower ones filled up with black."""
+    height = max(len(picture) for picture in pictures)
+    filled = [np.pad(picture, ((0, height - len(picture)), (0, 0), (0, 0))) for picture in pictures]
+    return np.hstack(filled)
+
+
 def _as_json(answer: Answer) -> dict[str, object]:
     return {
         "text": answer.text,
         "status": answer.status.name,
         "confidence": answer.confidence,
+        "confidence_kind": answer.confidence_kind.name,
+        "choice_probs": list(answer.choice_probs),
         "method": answer.method,
         "model_id": answer.model_id,
         "tokens": asdict(answer.tokens),
         "seconds": asdict(answer.times),
+        "reused": asdict(answer.reused),
         "predicted_seconds": answer.predicted_s,
         "kept_indices": np.flatnonzero(answer.masks[0].kept).tolist(),
     }

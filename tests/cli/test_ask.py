@@ -41,6 +41,24 @@ def test_ask_prints_the_answer_for_a_person(picture):
     assert "kept 256/256 visual tokens" in done.stdout.replace("\n", " ")
 
 
+def test_choices_several_images_and_a_question_that_follows(picture, tmp_path):
+    overlay = tmp_path / "kept.png"
+    done = edge_atp(
+        "ask", picture, "is there a red box?", "--choices", "yes,no", "--image", picture,
+        "--then", "is the gripper empty?", "--json", "--overlay", overlay,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, second = map(json.loads, done.stdout.splitlines())
+    for answer in (first, second):
+        assert answer["text"] in ("yes", "no")
+        assert answer["confidence_kind"] == "CHOICE_PROB"
+        assert sum(answer["choice_probs"]) == pytest.approx(1.0)
+        assert answer["tokens"]["visual_total"] == 512
+    assert second["reused"]["images"] == 2
+    assert second["reused"]["kv_tokens"] > first["reused"]["kv_tokens"]
+    assert cv2.imread(str(overlay)).shape[1] == 1280
+
+
 def test_ask_imports_no_torch(picture):
     program = (
         "import sys; from edge_atp.cli import main\n"
@@ -62,6 +80,7 @@ def test_ask_imports_no_torch(picture):
         (["ask", "PICTURE", "hi", "--keep-ratio", "1", "--keep-tokens", "4"], "not both"),
         (["ask", "PICTURE", "hi", "--overlay", "kept.xyz"], "--overlay kept.xyz"),
         (["ask", "PICTURE", "hi", "--engine", "magic"], "magic"),
+        (["ask", "PICTURE", "hi", "--choices", "yes"], "choices has 1 entries"),
         (["info", "absent"], "shipped models"),
     ],
 )
