@@ -85,6 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--block-layers", type=int, help="layers per decoder graph, to cut tokens between them"
     )
+    parser.add_argument(
+        "--vision-groups", type=int, help="layers per vision graph, to cut patches between them"
+    )
     parser.add_argument("--prompt", help="template with {image} and {question}")
     parser.add_argument("--model-id", help="name written into the manifest")
     parser.add_argument("--max-kv", type=int, help="longest sequence in tokens")

@@ -54,9 +54,13 @@ def emit_block(
     """Emit layers ``first`` to ``end - 1`` as a graph of their own, so that tokens can be cut.
 
     Inputs: hidden (1, S, H), position_ids (1, S), the cache of these layers, and what the dialect
-    adds. Outputs: hidden (1, S, H), or logits (1, vocab) for the last block, and the cache.
+    adds. Outputs: next_hidden (1, S, H), or logits (1, vocab) for the last block, the cache, and
+    each layer's rotated queries as ``queries.<layer>``, (1, S, heads * head_dim) in dialect
+    ort-gqa and (1, heads, S, head_dim) in all others.
     """
-    form = load_dialect(dialect)(graph, config, max_kv, explicit_positions=True)
+    form = load_dialect(dialect)(
+        graph, config, max_kv, explicit_positions=True, expose_queries=True
+    )
     x = graph.input("hidden", TensorProto.FLOAT, [1, "tokens", config.hidden])
     form.declare_inputs()
     pending = ""

@@ -138,13 +138,34 @@ def clip_layer(
     Returns:
         The layer's output (1, S, D), and its query and key projections (1, S, D).
     """
-    normed = layer_norm(graph, tensors, f"{prefix}.layer_norm1", x, norm_eps)
-    names = tuple(f"{prefix}.self_attn.{part}_proj" for part in "qkv")
-    q, k, v = packed_linear(graph, tensors, names, f"{prefix}.self_attn.qkv", normed)
+    q, k, v = clip_projections(graph, tensors, prefix, x, norm_eps)
     mixed = attention(graph, q, k, v, heads, head_dim, fused=fused, causal_bias=causal_bias)
     mixed = linear(graph, tensors, f"{prefix}.self_attn.out_proj", mixed)
     x = graph.node("Add", x, mixed)
+    return clip_mlp(graph, tensors, prefix, x, norm_eps, act, fused=fused), q, k
+
+
+def clip_projections(
+    graph: GraphBuilder, tensors: TensorStore, prefix: str, x: str, norm_eps: float
+) -> list[str]:
+    """Query, key and value projections, (1, S, D) each, of a layer's normalised input."""
+    normed = layer_norm(graph, tensors, f"{prefix}.layer_norm1", x, norm_eps)
+    names = tuple(f"{prefix}.self_attn.{part}_proj" for part in "qkv")
+    return packed_linear(graph, tensors, names, f"{prefix}.self_attn.qkv", normed)
+
+
+def clip_mlp(
+    graph: GraphBuilder,
+    tensors: TensorStore,
+    prefix: str,
+    x: str,
+    norm_eps: float,
+    act: str,
+    *,
+    fused: bool,
+) -> str:
+    """The second half of a layer, x + mlp(norm(x)): every token by itself."""
     hidden = layer_norm(graph, tensors, f"{prefix}.layer_norm2", x, norm_eps)
     hidden = linear(graph, tensors, f"{prefix}.mlp.fc1", hidden)
     hidden = activation(graph, act, hidden, fused=fused)
-    return graph.node("Add", x, linear(graph, tensors, f"{prefix}.mlp.fc2", hidden)), q, k
+    return graph.node("Add", x, linear(graph, tensors, f"{prefix}.mlp.fc2", hidden))

@@ -15,6 +15,7 @@ from export.selection import emit_selection
 from export.settings import ExportSettings
 from export.text_tower import TextTower, emit_text_tower
 from export.vision import emit_vision
+from export.vision_groups import emit_cls, emit_group, emit_tail, group_bounds
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ def plan_graphs(sources: Sources) -> list[PlannedGraph]:
     plan = [PlannedGraph("vision", "vision", vision, tensors.num_bytes("vision."))]
     if tower:
         plan += _text_graphs(tower, model.vision.grid**2, settings)
+    if settings.vision_groups:
+        plan += _group_graphs(sources)
     plan.append(PlannedGraph("project", "project", project, tensors.num_bytes("projector.")))
     return plan + (_block_graphs(sources) if settings.block_layers else [_decoder_graph(sources)])
 
@@ -65,7 +68,13 @@ def plan_graphs(sources: Sources) -> list[PlannedGraph]:
 def _text_graphs(
     tower: TextTower, num_patches: int, settings: ExportSettings
 ) -> list[PlannedGraph]:
-    text = partial(emit_text_tower, tower=tower, dialect=settings.dialect)
+    text = partial(
+        emit_text_tower,
+        tower=tower,
+        dialect=settings.dialect,
+        # What one token of the question has to do with the image: read by IVTP.
+        with_tokens=settings.vision_groups > 0,
+    )
     graphs = [PlannedGraph("text", "text", text, tower.tensors.num_bytes("text."))]
     if settings.relevance_source != "value":
         select = partial(
@@ -88,6 +97,31 @@ def _decoder_graph(sources: Sources) -> PlannedGraph:
         max_kv=sources.max_kv,
     )
     return PlannedGraph("decoder", "decoder", emit, model.tensors.num_bytes("llm."))
+
+
+def _group_graphs(sources: Sources) -> list[PlannedGraph]:
+    """``vision_group.<i>`` of vision_groups layers each, ``vision_tail`` and ``vision_cls``."""
+    model, tower, settings = sources.model, sources.tower, sources.settings
+    shared = {"tensors": model.tensors, "config": model.vision, "dialect": settings.dialect}
+    bounds = group_bounds(model.vision, settings.vision_groups)
+    last = bounds[-1][1] - 1
+    per_layer = model.tensors.num_bytes("vision.encoder.layers.0.")
+    graphs = [
+        PlannedGraph(
+            f"vision_group.{number}",
+            "vision",
+            partial(emit_group, first=first, end=end, **shared),
+            per_layer * (end - first),
+        )
+        for number, (first, end) in enumerate(bounds)
+    ]
+    tail = partial(emit_tail, last=last, **shared)
+    graphs.append(PlannedGraph("vision_tail", "vision", tail, per_layer))
+    if tower:
+        cls = partial(emit_cls, first=last + 1, visual_projection=tower.visual_projection, **shared)
+        rest = per_layer * (model.vision.layers - last - 1)
+        graphs.append(PlannedGraph("vision_cls", "vision", cls, rest))
+    return graphs
 
 
 def _block_graphs(sources: Sources) -> list[PlannedGraph]:

@@ -232,6 +232,7 @@ def _manifest(
             embed_dim=tower.embed_dim if tower else 0,
             layers=vision.layers,
             heads=vision.heads,
+            group_layers=settings.vision_groups,
         ),
         selection=m.SelectionSpec(
             settings.method if tower or settings.method != "atp" else "cls_topk",

@@ -24,6 +24,8 @@ class ExportSettings:
     prompt: template with {image} and {question}; empty takes the checkpoint's chat template.
     block_layers: layers per decoder graph; 0 for one graph. With blocks, tokens can be cut inside
         the language model.
+    vision_groups: layers per vision graph; 0 for one graph. With groups, patches can be cut inside
+        the vision encoder.
     embed_layer: vision hidden state that the joint-space patch embeddings are taken from.
     max_kv: longest sequence; 0 takes image + text + 256 answer tokens.
     max_text_tokens: longest prompt without its visual tokens.
@@ -44,6 +46,7 @@ class ExportSettings:
     dialect: str = "ort-gqa"
     precision: str = "fp32"
     block_layers: int = 0
+    vision_groups: int = 0
     embed_layer: int = -1
     max_kv: int = 0
     max_text_tokens: int = 256
@@ -62,8 +65,8 @@ class ExportSettings:
         get_precision(self.precision, self.dialect)
         if self.block_layers < 0:
             raise ConfigError(f"block_layers is {self.block_layers}; 0 for one decoder graph")
-        if self.block_layers and self.dialect != "ort-gqa":
-            raise ConfigError(f"block_layers needs dialect ort-gqa, not {self.dialect}")
+        if self.vision_groups < 0:
+            raise ConfigError(f"vision_groups is {self.vision_groups}; 0 for one vision graph")
         if not 0.0 <= self.alpha <= 1.0:
             raise ConfigError(f"alpha is {self.alpha}; it must be in [0, 1]")
         if not 0.0 < self.keep_ratio <= 1.0:

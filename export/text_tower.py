@@ -138,11 +138,16 @@ def _special_ids(config: dict[str, Any], tokenizer: Path) -> tuple[int, int]:
     return ids[-1], ids[0]
 
 
-def emit_text_tower(graph: GraphBuilder, tower: TextTower, *, dialect: str) -> None:
+def emit_text_tower(
+    graph: GraphBuilder, tower: TextTower, *, dialect: str, with_tokens: bool = False
+) -> None:
     """Emit the text graph.
 
     Inputs: input_ids, attention_mask (1, T) int64. Output: text_embed (1, P), the projection of
     the last attended token. Attention is causal, so padding after it has no influence.
+
+    Args:
+        with_tokens: also put out text_tokens (1, T, P), the projection of every token.
     """
     fused = dialect in FUSED_DIALECTS
     tensors = tower.tensors
@@ -175,10 +180,15 @@ def emit_text_tower(graph: GraphBuilder, tower: TextTower, *, dialect: str) -> N
         )
     count = graph.reduce("ReduceSum", mask, 1, keepdims=False)
     last = graph.node("Sub", count, graph.ints(1))
-    pooled = graph.node("Squeeze", graph.node("Gather", x, last, axis=1), graph.ints(1))
-    pooled = layer_norm(graph, tensors, "text.final_layer_norm", pooled, tower.norm_eps)
+    if not with_tokens:
+        x = graph.node("Gather", x, last, axis=1)
+    normed = layer_norm(graph, tensors, "text.final_layer_norm", x, tower.norm_eps)
     weight = np.ascontiguousarray(tensors.get("text.text_projection.weight").T)
-    embed = graph.node("MatMul", pooled, graph.weight("text.text_projection.weight", weight))
+    x = graph.node("MatMul", normed, graph.weight("text.text_projection.weight", weight))
+    if with_tokens:
+        graph.output("text_tokens", x, TensorProto.FLOAT, [1, "tokens", tower.embed_dim])
+        x = graph.node("Gather", x, last, axis=1)
+    embed = graph.node("Squeeze", x, graph.ints(1))
     graph.output("text_embed", embed, TensorProto.FLOAT, [1, tower.embed_dim])
 
 

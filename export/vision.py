@@ -41,13 +41,13 @@ def emit_vision(
         ArtifactError: a layer index is out of range, or a tensor is missing.
     """
     fused = dialect in FUSED_DIALECTS
-    feature_at = _layer_number(config, config.feature_layer, "vision_feature_layer")
-    embed_at = _layer_number(config, embed_layer, "embed_layer")
+    feature_at = layer_number(config, config.feature_layer, "vision_feature_layer")
+    embed_at = layer_number(config, embed_layer, "embed_layer")
     last = max(feature_at, embed_at if visual_projection is not None else 0)
     head_dim = config.hidden // config.heads
     count = config.grid**2
 
-    x = _embed_patches(graph, tensors, config)
+    x = embed_patches(graph, tensors, config)
     states, cls_attention = {0: x}, ""
     for index in range(last):
         x, q, k = clip_layer(
@@ -76,7 +76,7 @@ def emit_vision(
         graph.output("patch_embeds", embeds, TensorProto.FLOAT, [1, count, width])
 
 
-def _layer_number(config: VisionConfig, index: int, name: str) -> int:
+def layer_number(config: VisionConfig, index: int, name: str) -> int:
     """Hidden-state index (0 = embeddings) of a possibly negative layer index."""
     number = index if index >= 0 else config.layers + 1 + index
     if not 1 <= number <= config.layers:
@@ -87,7 +87,8 @@ def _layer_number(config: VisionConfig, index: int, name: str) -> int:
     return number
 
 
-def _embed_patches(graph: GraphBuilder, tensors: TensorStore, config: VisionConfig) -> str:
+def embed_patches(graph: GraphBuilder, tensors: TensorStore, config: VisionConfig) -> str:
+    """Declare pixel_values; returns the states (1, 1 + N, D) that enter the first layer."""
     size, patch, width = config.image_size, config.patch_size, config.hidden
     pixels = graph.input("pixel_values", TensorProto.FLOAT, [1, 3, size, size])
     prefix = "vision.embeddings"

@@ -127,7 +127,7 @@ class GreedyDecoder:
         if on_prefill:
             on_prefill()
         # The last token needs no slot in the cache: it is never fed back.
-        budget = min(max_new_tokens, self._max_kv - len(prompt.inputs_embeds) + 1)
+        budget = min(max_new_tokens, self._max_kv - prompt.next_position + 1)
         token_ids: list[int] = []
         probabilities: list[float] = []
         while True:
@@ -147,7 +147,8 @@ class GreedyDecoder:
             logits = self._kv_cache.forward(self._embed_tokens([token]))
 
     def _prefill(self, prompt: Prompt, room: int, held: HeldKv | None) -> NDArray[np.float32]:
-        length = len(prompt.inputs_embeds)
+        # Position ids may run ahead of the rows; both end at max_kv.
+        length = prompt.next_position
         if length + room > self._max_kv:
             raise BudgetExceededError(
                 f"the prompt has {length} tokens; llm.max_kv is {self._max_kv} and must leave room"

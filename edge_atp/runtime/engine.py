@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from edge_atp.errors import (
     ArtifactError,
     BudgetExceededError,
-    ConfigError,
     MissingSignalError,
     ShapeError,
 )
@@ -25,8 +24,8 @@ from edge_atp.runtime import sessions
 from edge_atp.runtime.choices import ChoiceScores, normalise
 from edge_atp.runtime.decoder import GreedyDecoder
 from edge_atp.runtime.embedding_table import EmbeddingTable
-from edge_atp.runtime.in_llm import load_rule
-from edge_atp.runtime.in_llm.decoder import BlockDecoder, CutPlan
+from edge_atp.runtime.in_llm.decoder import BlockDecoder
+from edge_atp.runtime.in_llm.planning import held_bytes, open_blocks, plan_cuts
 from edge_atp.runtime.kv_cache import KvCache, make_kv_cache
 from edge_atp.runtime.kv_prefix import HeldKv
 from edge_atp.runtime.model_dir import ModelDirectory
@@ -37,6 +36,7 @@ from edge_atp.runtime.text import (
     IncrementalText,
     PromptTokenizer,
     PromptTokens,
+    Span,
     TextTowerTokenizer,
     load_tokenizer,
 )
@@ -129,12 +129,7 @@ class Engine:
         Raises:
             MissingSignalError: the model directory has no text encoder.
         """
-        if self._texts is None:
-            raise MissingSignalError(
-                f"{self.directory.path} has no text encoder; export with --text-tower, or use a"
-                " pruning method that does not read the question"
-            )
-        return self._texts.encode(text)
+        return self._require_texts().encode(text)
 
     def remembers_text(self, text: str) -> bool:
         """Whether ``encode_text`` has this text's embedding without computing it."""
@@ -169,6 +164,19 @@ class Engine:
     def embed_tokens(self, token_ids: Sequence[int] | NDArray[np.int64]) -> Float:
         """Input embeddings (M, H) float32 of token ids."""
         return self._table(token_ids)
+
+    def encode_text_tokens(self, text: str) -> tuple[Float, list[Span]]:
+        """(M', P) embeddings of a text's single tokens in the joint space, and their characters.
+
+        Raises:
+            MissingSignalError: the model directory has no text encoder that gives them.
+        """
+        return self._require_texts().encode_tokens(text)
+
+    def embed_text_tokens(self, text: str) -> tuple[Float, list[Span]]:
+        """(M, H) input embeddings of a text's tokens, without a prompt, and their characters."""
+        ids, spans = self._prompt.encode_spans(text)
+        return self.embed_tokens(ids), spans
 
     def embed_question(self, text: str) -> Float:
         """Input embeddings (M, H) of a text alone, without the prompt around it."""
@@ -206,6 +214,7 @@ class Engine:
         cut: InModelPruner | None = None,
         num_kept: int | None = None,
         held: HeldKv | None = None,
+        on_lap: Callable[[str], object] | None = None,
         on_prefill: Callable[[], None] | None = None,
         on_token: Callable[[str], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
@@ -218,6 +227,8 @@ class Engine:
                 exported with --block-layers.
             num_kept: visual tokens that ``cut`` leaves in the end; None for its own ratios.
             held: keys and values of an earlier prompt that this one may begin with, from ``hold``.
+            on_lap: with ``cut``, told "prefill" when layers have run and "prune" when they were
+                scored.
             on_prefill: called when the logits of the prompt are there.
             on_token: called with the whole text so far when it has grown; never half a character.
             should_stop: asked before each step; true ends generation with finish "stopped".
@@ -225,7 +236,7 @@ class Engine:
             InferenceError: the backend failed.
             ConfigError: ``cut`` cannot run on this directory; says why.
         """
-        self._plan_cuts(prompt, cut, num_kept)
+        plan_cuts(self._kv_cache, prompt, cut, num_kept, on_lap)
         text = IncrementalText(self._prompt)
 
         def on_tokens(token_ids: list[int]) -> None:
@@ -256,6 +267,7 @@ class Engine:
         cut: InModelPruner | None = None,
         num_kept: int | None = None,
         held: HeldKv | None = None,
+        on_lap: Callable[[str], object] | None = None,
         on_prefill: Callable[[], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> ChoiceScores | None:
@@ -265,7 +277,7 @@ class Engine:
             choices: two or more different answers, as the model would write them.
             negligible: share of the best answer's probability below which another is not computed
                 to its end but bounded from above; 0 computes all.
-            cut, num_kept, held, on_prefill, should_stop: as in ``generate``.
+            cut, num_kept, held, on_lap, on_prefill, should_stop: as in ``generate``.
         Returns:
             None when stopped.
         Raises:
@@ -275,7 +287,7 @@ class Engine:
         """
         answers = self._prompt.encode_choices(choices)
         end = self.directory.manifest.llm.eos_token_ids[0]
-        self._plan_cuts(prompt, cut, num_kept)
+        plan_cuts(self._kv_cache, prompt, cut, num_kept, on_lap)
         log_probs = self._decoder.score(
             prompt,
             [(*ids, end) for ids in answers],
@@ -304,6 +316,11 @@ class Engine:
     def reused_tokens(self) -> int:
         """Tokens of the last prompt whose keys and values were there already."""
         return self._decoder.reused_tokens
+
+    @property
+    def kv_held_bytes(self) -> int:
+        """Memory of the positions that the KV cache really holds."""
+        return held_bytes(self._kv_cache, self.directory.manifest)
 
     @property
     def kept_by_layer(self) -> dict[int, NDArray[np.int64]]:
@@ -339,21 +356,6 @@ class Engine:
             session.close()
         self.forget_texts()
 
-    def _plan_cuts(self, prompt: Prompt, cut: InModelPruner | None, num_kept: int | None) -> None:
-        if isinstance(self._kv_cache, BlockDecoder):
-            self._kv_cache.plan = None
-        if cut is None:
-            return
-        if not isinstance(self._kv_cache, BlockDecoder):
-            raise ConfigError(
-                f"{cut.name} cuts inside the language model, and {self.directory.path} holds it as"
-                " one graph; export with --block-layers 1, or use a method with site post_encoder"
-            )
-        if prompt.is_visual is None or not prompt.num_visual_tokens:
-            raise ConfigError(f"{cut.name} needs a prompt with visual tokens from embed_prompt")
-        schedule = cut.schedule(prompt.num_visual_tokens, num_kept)
-        self._kv_cache.plan = CutPlan(schedule, load_rule(cut), prompt.is_visual)
-
     def _open_decoder(self) -> tuple[KvCache, list[Session]]:
         manifest = self.directory.manifest
         llm = manifest.llm
@@ -361,9 +363,15 @@ class Engine:
             decoder = self.open_graph("decoder")
             dialect = manifest.graph("decoder").dialect
             return make_kv_cache(dialect, decoder, llm), [decoder]
-        count = -(-llm.layers // llm.block_layers)
-        blocks = [self.open_graph(f"decoder.{number}") for number in range(count)]
-        return BlockDecoder(blocks, lambda layer: self.open_graph(f"probe.{layer}"), llm), blocks
+        return open_blocks(manifest, self.open_graph)
+
+    def _require_texts(self) -> TextEncoder:
+        if self._texts is None:
+            raise MissingSignalError(
+                f"{self.directory.path} has no text encoder; export with --text-tower, or use a"
+                " pruning method that does not read the question"
+            )
+        return self._texts
 
     def _open_text(self) -> tuple[TextEncoder | None, Session | None]:
         tower = self.directory.manifest.text_tower

@@ -25,12 +25,28 @@ class VisionOutput:
 
 
 @dataclass(frozen=True)
+class EncoderCut:
+    """A method's stage in the vision encoder, as its stage in the language model needs it.
+
+    num_patches: of one image before the encoder cut any.
+    num_images: in the prompt.
+    side_row: (H,) the row that the language model's stage scores from.
+    """
+
+    num_patches: int
+    num_images: int
+    side_row: Float
+
+
+@dataclass(frozen=True)
 class Prompt:
     """The language model's input.
 
     inputs_embeds: (S, H), text and visual tokens in order; S = num_text + num_visual.
     is_visual: (S,) bool, which of them are visual; None where nobody asked.
     num_prefix: leading rows that every prompt of the model begins with and that may be kept.
+    position_ids: (S,) int64 ascending, with gaps where patches are missing; None for 0 to S - 1.
+    encoder_cut: what an encoder that cut patches leaves to the language model's cuts.
     """
 
     inputs_embeds: Float
@@ -38,6 +54,15 @@ class Prompt:
     num_visual_tokens: int
     is_visual: NDArray[np.bool_] | None = None
     num_prefix: int = 0
+    position_ids: NDArray[np.int64] | None = None
+    encoder_cut: EncoderCut | None = None
+
+    @property
+    def next_position(self) -> int:
+        """Position of the first token behind the prompt."""
+        if self.position_ids is None:
+            return len(self.inputs_embeds)
+        return int(self.position_ids[-1]) + 1
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,9 @@ from edge_atp.runtime.manifest import PromptSpec, TextTowerSpec
 # No tokenizer in use packs more characters than this into one token on average; longer texts
 # are refused before the tokenizer spends time on them.
 _MAX_CHARS_PER_TOKEN = 32
+
+# Characters [start, end) of a text that a token stands for.
+Span = tuple[int, int]
 _IMAGE = re.compile(r"\{image\}\s*")
 _LAST_WORD = re.compile(r"\S+\s*$")
 
@@ -115,6 +118,10 @@ class PromptTokenizer:
         ids = self._tokenizer.encode(text.strip(), add_special_tokens=False).ids
         return np.array(ids, np.int64)
 
+    def encode_spans(self, text: str) -> tuple[NDArray[np.int64], list[Span]]:
+        """Token ids (M,) of a text alone, as it stands, and the characters of each token."""
+        return _ids_and_spans(self._tokenizer, text)
+
     def encode_choices(self, choices: Sequence[str]) -> list[tuple[int, ...]]:
         """Token ids of each possible answer, as it would follow the prompt.
 
@@ -205,3 +212,22 @@ class TextTowerTokenizer:
             np.array([[self._spec.bos_token_id, *part.tolist(), self._spec.eos_token_id]], np.int64)
             for part in np.array_split(np.array(ids, np.int64), count)
         ]
+
+    def token_windows(self, text: str) -> tuple[list[NDArray[np.int64]], list[Span]]:
+        """Windows (1, T) filled one after the other, and the characters of every token in them.
+
+        For embeddings of single tokens, which depend on the text before them in their window:
+        cut where a model attached by ``edge_atp.hf`` cuts, so that both see the same.
+        """
+        ids, spans = _ids_and_spans(self._tokenizer, text)
+        room = self._spec.context_length - 2
+        starts = range(0, max(len(ids), 1), room)
+        bos, eos = self._spec.bos_token_id, self._spec.eos_token_id
+        parts = [ids[start : start + room].tolist() for start in starts]
+        return [np.array([[bos, *part, eos]], np.int64) for part in parts], spans
+
+
+def _ids_and_spans(tokenizer: Any, text: str) -> tuple[NDArray[np.int64], list[Span]]:
+    encoded = tokenizer.encode(text, add_special_tokens=False)
+    spans = [(int(start), int(end)) for start, end in encoded.offsets]
+    return np.array(encoded.ids, np.int64), spans

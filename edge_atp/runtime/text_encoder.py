@@ -7,9 +7,10 @@ from collections import OrderedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_atp.errors import MissingSignalError
 from edge_atp.runtime.outputs import Float
 from edge_atp.runtime.sessions.base import Session
-from edge_atp.runtime.text import TextTowerTokenizer
+from edge_atp.runtime.text import Span, TextTowerTokenizer
 
 # Standing questions repeat; 256 texts of a 768-wide joint space are 0.8 MB.
 CACHE_SIZE = 256
@@ -47,6 +48,25 @@ class TextEncoder:
         if len(self._embeds) > CACHE_SIZE:
             self._embeds.popitem(last=False)
         return embed
+
+    def encode_tokens(self, text: str) -> tuple[Float, list[Span]]:
+        """(M', P) embeddings of a text's single tokens, and the characters of each.
+
+        Raises:
+            MissingSignalError: the text graph does not put them out.
+        """
+        windows, spans = self._tokenizer.token_windows(text)
+        parts = []
+        for ids in windows:
+            out = self._session.run({"input_ids": ids, "attention_mask": np.ones_like(ids)})
+            if "text_tokens" not in out:
+                raise MissingSignalError(
+                    "the text encoder does not put out text_tokens; export the model again with"
+                    " --vision-groups 1"
+                )
+            # Without the start and end token.
+            parts.append(out["text_tokens"][0, 1:-1])
+        return np.concatenate(parts), spans
 
     def forget(self) -> None:
         """Empty the memory of texts."""

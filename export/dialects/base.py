@@ -26,11 +26,19 @@ class Dialect(ABC):
         config: LlmConfig,
         max_kv: int,
         explicit_positions: bool = False,
+        expose_queries: bool = False,
     ) -> None:
+        """
+        Args:
+            explicit_positions: take the position ids as an input, for sequences with gaps.
+            expose_queries: put out each layer's rotated queries, ``queries.<layer>``, from which
+                the host computes attention rows; costs nothing where nobody asks for them.
+        """
         self.graph = graph
         self.config = config
         self.max_kv = max_kv
         self.explicit_positions = explicit_positions
+        self.expose_queries = expose_queries
 
     @abstractmethod
     def declare_inputs(self) -> None:

@@ -46,7 +46,11 @@ class Form(Dialect):
         output = f"attention_{layer}:out"
         inputs = [q, k, v, *past, self._last, self._total]
         if self.explicit_positions:
-            inputs[:2] = (self._rotate(x) for x in (q, k))
+            inputs[0] = self._rotate(q, f"queries.{layer}")
+            inputs[1] = self._rotate(k, f"rotated_keys.{layer}")
+            if self.expose_queries:
+                width = config.heads * config.head_dim
+                self.graph.output(inputs[0], inputs[0], TensorProto.FLOAT, [1, "tokens", width])
         else:
             inputs += [self._cos, self._sin]
         self.graph.nodes(
@@ -64,10 +68,9 @@ class Form(Dialect):
             self.graph.output(name, name, TensorProto.FLOAT, shape)
         return output
 
-    def _rotate(self, x: str) -> str:
-        return self.graph.node(
-            "RotaryEmbedding", x, self._positions, self._cos, self._sin, domain=CONTRIB
-        )
+    def _rotate(self, x: str, name: str) -> str:
+        inputs = [x, self._positions, self._cos, self._sin]
+        return self.graph.nodes("RotaryEmbedding", inputs, [name], domain=CONTRIB)[0]
 
     def add_rms_norm(self, x: str, branch: str, weight: str) -> tuple[str, str]:
         """The residual sum and its norm as one operator."""

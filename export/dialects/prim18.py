@@ -24,8 +24,9 @@ class Form(Dialect):
         config: LlmConfig,
         max_kv: int,
         explicit_positions: bool = True,
+        expose_queries: bool = False,
     ) -> None:
-        super().__init__(graph, config, max_kv, explicit_positions)
+        super().__init__(graph, config, max_kv, explicit_positions, expose_queries)
         self._halves: list[str] = []
 
     def declare_inputs(self) -> None:
@@ -41,7 +42,10 @@ class Form(Dialect):
         """Softmax(q k^T + bias) v with keys shared by groups of query heads."""
         graph, config = self.graph, self.config
         dim, groups = config.head_dim, config.heads // config.kv_heads
-        query = self._rotate(self._heads(q, config.heads), self._rotations)
+        query = self._rotate(self._heads(q, config.heads), self._rotations, f"queries.{layer}")
+        if self.expose_queries:
+            shape = [1, config.heads, "tokens", dim]
+            graph.output(query, query, TensorProto.FLOAT, shape)
         query = graph.node("Mul", query, graph.scalar(dim**-0.5))
         query = graph.node("Reshape", query, graph.ints(1, config.kv_heads, groups, -1, dim))
         key = self._extend(
@@ -79,13 +83,14 @@ class Form(Dialect):
         x = self.graph.node("Reshape", x, self.graph.ints(1, -1, heads, self.config.head_dim))
         return self.graph.node("Transpose", x, perm=[0, 2, 1, 3])
 
-    def _rotate(self, x: str, tables: tuple[str, str]) -> str:
+    def _rotate(self, x: str, tables: tuple[str, str], name: str = "") -> str:
         """Rotate (1, heads, S, head_dim): x cos + (-second half, first half) sin."""
         graph, half = self.graph, self.config.head_dim // 2
         cos, sin = tables
         first, second = graph.nodes("Split", [x, graph.ints(half, half)], 2, axis=-1)
         turned = graph.node("Concat", graph.node("Neg", second), first, axis=-1)
-        return graph.node("Add", graph.node("Mul", x, cos), graph.node("Mul", turned, sin))
+        parts = [graph.node("Mul", x, cos), graph.node("Mul", turned, sin)]
+        return graph.nodes("Add", parts, [name] if name else 1)[0]
 
     def _extend(self, layer: int, kind: str, new: str) -> str:
         """Append (1, kv_heads, S, head_dim) to the layer's cache."""

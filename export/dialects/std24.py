@@ -32,8 +32,12 @@ class Form(Dialect):
     def attention(self, layer: int, q: str, k: str, v: str) -> str:
         """Rotate, write keys and values into the cache, attend over all of it."""
         graph, config = self.graph, self.config
-        query = self._rotate(self._heads(q, config.heads))
-        key = self._store(layer, "key", self._rotate(self._heads(k, config.kv_heads)))
+        query = self._rotate(self._heads(q, config.heads), f"queries.{layer}")
+        if self.expose_queries:
+            shape = [1, config.heads, "tokens", config.head_dim]
+            graph.output(query, query, TensorProto.FLOAT, shape)
+        keys = self._rotate(self._heads(k, config.kv_heads), f"rotated_keys.{layer}")
+        key = self._store(layer, "key", keys)
         value = self._store(layer, "value", self._heads(v, config.kv_heads))
         mixed = graph.node("Attention", query, key, value, self._bias, scale=config.head_dim**-0.5)
         mixed = graph.node("Transpose", mixed, perm=[0, 2, 1, 3])
@@ -47,8 +51,9 @@ class Form(Dialect):
         x = self.graph.node("Reshape", x, self.graph.ints(1, -1, heads, self.config.head_dim))
         return self.graph.node("Transpose", x, perm=[0, 2, 1, 3])
 
-    def _rotate(self, x: str) -> str:
-        return self.graph.node("RotaryEmbedding", x, self._cos, self._sin, self._positions)
+    def _rotate(self, x: str, name: str) -> str:
+        inputs = [x, self._cos, self._sin, self._positions]
+        return self.graph.nodes("RotaryEmbedding", inputs, [name])[0]
 
     def _store(self, layer: int, kind: str, new: str) -> str:
         """Write (1, kv_heads, S, head_dim) at ``write_indices``."""

@@ -12,7 +12,7 @@ from tiny_checkpoints import PROMPT, llm_config, save_llava
 
 from edge_atp.errors import ConfigError
 from edge_atp.hf import attach
-from edge_atp.pruning import atp_progressive, fastv, ivtp, load, pyramiddrop
+from edge_atp.pruning import atp_progressive, evit, fastv, ivtp, load, pyramiddrop
 from edge_atp.pruning.base import InModelPruner
 from edge_atp.runtime.engine import Engine
 from edge_atp.runtime.model_dir import ModelDirectory
@@ -158,7 +158,9 @@ def test_methods_without_a_rule_and_directories_without_blocks(
 ) -> None:
     features = blocks.encode_image(pixels).patch_features
     prompt = blocks.embed_prompt(QUESTION, [blocks.project(features, np.arange(16))])
-    with pytest.raises(ConfigError, match=r"ivtp cannot run in the engine; atp_progressive, fastv"):
+    with pytest.raises(ConfigError, match=r"evit cannot run .*language model; atp_progressive, fa"):
+        blocks.generate(prompt, max_new_tokens=1, cut=evit.Method(layers=(1,)))
+    with pytest.raises(ConfigError, match=r"ivtp starts in the vision encoder and needs its CLS"):
         blocks.generate(prompt, max_new_tokens=1, cut=ivtp.Method(llm_layers=3))
     whole = Engine.load(export(deep, tmp_path / "model", 0))
     with pytest.raises(ConfigError, match=r"one graph; export with --block-layers"):

@@ -56,12 +56,14 @@ def llm_config(kind: str, **changes: Any) -> Any:
     }[kind](**shape)
 
 
-def save_llava(folder: Path, llm: Any, *, dtype: torch.dtype = torch.float16) -> Path:
+def save_llava(
+    folder: Path, llm: Any, *, dtype: torch.dtype = torch.float16, vision_layers: int = 3
+) -> Path:
     torch.manual_seed(0)
     vision = transformers.CLIPVisionConfig(
         hidden_size=48,
         intermediate_size=96,
-        num_hidden_layers=3,
+        num_hidden_layers=vision_layers,
         num_attention_heads=3,
         image_size=28,
         patch_size=7,

@@ -13,8 +13,9 @@ from pathlib import Path
 from edge_atp.errors import ConfigError
 from edge_atp.pruning.base import InModelPruner
 from edge_atp.runtime.in_llm.base import CutRule
+from edge_atp.runtime.outputs import Prompt
 
-_INFRASTRUCTURE = frozenset({"base", "decoder", "prefill"})
+_INFRASTRUCTURE = frozenset({"base", "caches", "decoder", "passed", "planning"})
 
 
 def available() -> tuple[str, ...]:
@@ -23,16 +24,22 @@ def available() -> tuple[str, ...]:
     return tuple(sorted(name for name in names if name not in _INFRASTRUCTURE))
 
 
-def load_rule(pruner: InModelPruner) -> CutRule:
-    """The rule that runs ``pruner`` here.
+def load_rule(pruner: InModelPruner, prompt: Prompt, num_kept: int | None) -> CutRule:
+    """The rule that runs ``pruner`` on one prompt.
 
+    Args:
+        num_kept: visual tokens of the whole prompt left in the end; None for the method's ratios.
     Raises:
-        ConfigError: this runtime has none for it; those it has are listed.
+        ConfigError: this runtime has none for it (those it has are listed), or the prompt lacks
+            what the method needs.
     """
     if pruner.name not in available():
         raise ConfigError(
-            f"{pruner.name} cannot run in the engine; {', '.join(available())} can. Run it with"
-            " edge_atp.hf.attach on the original model"
+            f"{pruner.name} cannot run in the engine's language model; {', '.join(available())}"
+            " can. Run it with edge_atp.hf.attach on the original model"
         )
-    rule: CutRule = importlib.import_module(f"{__name__}.{pruner.name}").Rule(pruner)
+    if prompt.is_visual is None or not prompt.num_visual_tokens:
+        raise ConfigError(f"{pruner.name} needs a prompt with visual tokens from embed_prompt")
+    module = importlib.import_module(f"{__name__}.{pruner.name}")
+    rule: CutRule = module.Rule(pruner, prompt, num_kept)
     return rule

@@ -14,23 +14,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_atp.errors import ConfigError
-from edge_atp.pruning.schedule import Schedule, Stage
-from edge_atp.runtime.in_llm.base import CutRule, LayerView
+from edge_atp.pruning.schedule import Stage
+from edge_atp.runtime.in_llm.base import CutRule, LayerView, OnLap
+from edge_atp.runtime.in_llm.caches import BlockCache, make_block_cache
+from edge_atp.runtime.in_llm.passed import PassedBlock
 from edge_atp.runtime.manifest import LlmSpec
-from edge_atp.runtime.outputs import Float
-from edge_atp.runtime.sessions.base import Arrays, Session, StateBuffers
+from edge_atp.runtime.outputs import Float, Prompt
+from edge_atp.runtime.sessions.base import Arrays, Session
 
 
 @dataclass(frozen=True)
 class CutPlan:
     """When and how visual tokens are cut during one prefill.
 
-    is_visual: (S,) bool, over the prompt.
+    rule: None where only the prompt's positions matter.
+    is_visual: (S,) bool, and position_ids: (S,) int64, over the prompt.
     """
 
-    schedule: Schedule
-    rule: CutRule
+    rule: CutRule | None
     is_visual: NDArray[np.bool_]
+    position_ids: NDArray[np.int64]
+    on_lap: OnLap | None = None
+
+    @classmethod
+    def of(cls, prompt: Prompt, rule: CutRule | None, on_lap: OnLap | None = None) -> CutPlan:
+        """The plan for a prompt that says which of its tokens are visual."""
+        length = len(prompt.inputs_embeds)
+        flags = np.zeros(length, np.bool_) if prompt.is_visual is None else prompt.is_visual
+        positions = prompt.position_ids
+        return cls(rule, flags, np.arange(length) if positions is None else positions, on_lap)
 
 
 @dataclass
@@ -47,22 +59,34 @@ class _Rows:
 
 
 class BlockDecoder:
-    """Implements ``kv_cache.KvCache`` on blocks; ``plan`` applies to the next prefill."""
+    """Implements ``kv_cache.KvCache`` on blocks; ``plan`` applies to the next prefill.
+
+    Attributes:
+        kept: cut layer -> visual tokens of the last prompt that entered it, recycled ones apart.
+        num_visual: visual rows behind the last cut, recycled ones included.
+    """
 
     def __init__(
-        self, blocks: Sequence[Session], open_probe: Callable[[int], Session], llm: LlmSpec
+        self,
+        blocks: Sequence[Session],
+        open_probe: Callable[[int], Session],
+        llm: LlmSpec,
+        dialect: str = "ort-gqa",
     ) -> None:
-        self._blocks = tuple(blocks)
+        size = llm.block_layers
+        self._blocks: tuple[BlockCache, ...] = tuple(
+            make_block_cache(dialect, session, llm, range(first, min(first + size, llm.layers)))
+            for session, first in zip(blocks, range(0, llm.layers, size), strict=True)
+        )
         self._open_probe = open_probe
         self._probes: dict[int, Session] = {}
         self._llm = llm
-        self._lengths = [0] * len(self._blocks)
         # Position of the next token as each block numbers it.
         self._next_position = [0] * len(self._blocks)
         self._decoded = 0
-        self._state = [self._allocate(number) for number in range(len(self._blocks))]
         self.plan: CutPlan | None = None
         self.kept: dict[int, NDArray[np.int64]] = {}
+        self.num_visual = 0
 
     # A cut chooses among all visual tokens of a prompt, so a prompt is entered as a whole.
     can_resume = False
@@ -70,17 +94,22 @@ class BlockDecoder:
     @property
     def length(self) -> int:
         """Positions of the first block, which holds the whole sequence."""
-        return self._lengths[0]
+        return self._blocks[0].length
 
     @property
     def num_bytes(self) -> int:
         """Memory of all caches."""
-        return sum(state.num_bytes for state in self._state)
+        return sum(block.num_bytes for block in self._blocks)
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory of the positions that the caches really hold."""
+        return sum(block.held_bytes for block in self._blocks)
 
     @property
     def lengths(self) -> tuple[int, ...]:
         """Positions that each block holds."""
-        return tuple(self._lengths)
+        return tuple(block.length for block in self._blocks)
 
     def truncate(self, length: int) -> None:
         """Forget decoded tokens down to ``length`` positions of the first block, or everything.
@@ -88,7 +117,7 @@ class BlockDecoder:
         Raises:
             ConfigError: that would cut into the prompt, which blocks hold in different lengths.
         """
-        removed = self._lengths[0] - length
+        removed = self.length - length
         if removed <= 0:
             return
         if length and removed > self._decoded:
@@ -96,14 +125,10 @@ class BlockDecoder:
                 f"a block decoder can forget its {self._decoded} decoded tokens or everything,"
                 f" not {removed} tokens"
             )
-        if not length:
-            self._lengths = [0] * len(self._blocks)
-            self._next_position = [0] * len(self._blocks)
-            self._decoded = 0
-            return
-        self._lengths = [count - removed for count in self._lengths]
-        self._next_position = [position - removed for position in self._next_position]
-        self._decoded -= removed
+        for number, block in enumerate(self._blocks):
+            block.truncate(block.length - removed if length else 0)
+            self._next_position[number] -= removed if length else self._next_position[number]
+        self._decoded = self._decoded - removed if length else 0
 
     def copy_out(self) -> Arrays:
         """Not offered: blocks hold different lengths.
@@ -127,69 +152,97 @@ class BlockDecoder:
         Raises:
             ConfigError: the plan cuts where this export has no block boundary.
         """
-        if self._lengths[0] == 0:
+        if self.length == 0:
             return self._prefill(inputs_embeds)
         self._decoded += len(inputs_embeds)
         hidden = inputs_embeds
         for number in range(len(self._blocks)):
             start = self._next_position[number]
             positions = np.arange(start, start + len(hidden), dtype=np.int64)
-            hidden = self._run(number, hidden, positions)
+            hidden, _ = self._run(number, hidden, positions)
         return hidden
+
+    def check(self, rule: CutRule) -> None:
+        """
+        Raises:
+            ConfigError: the rule looks where this export has no block boundary, or the model's
+                attention does not see the whole sequence.
+        """
+        size, layers = self._llm.block_layers, self._llm.layers
+        window = self._llm.sliding_window
+        if window and window < self._llm.max_kv:
+            raise ConfigError(
+                f"{rule.pruner.name} needs full attention in every layer; this model sees the last"
+                f" {window} tokens only. Choose a method that cuts before the language model"
+            )
+        for layer in rule.schedule.layers:
+            for needed in {layer, layer + rule.scoring_offset}:
+                if needed % size or not 0 <= needed < layers:
+                    raise ConfigError(
+                        f"{rule.pruner.name} cuts before layer {layer} and looks into layer"
+                        f" {needed}; this model has {layers} layers exported {size} to a block."
+                        " Choose layers at block boundaries, or export with --block-layers 1"
+                    )
 
     def _prefill(self, inputs_embeds: Float) -> Float:
         length = len(inputs_embeds)
         plan, self.kept = self.plan, {}
-        is_visual = plan.is_visual if plan else np.zeros(length, np.bool_)
-        rows = _Rows(
-            inputs_embeds,
-            np.arange(length, dtype=np.int64),
-            is_visual,
-            np.arange(int(is_visual.sum())),
-        )
-        if plan:
-            self._check(plan)
+        if plan is None:
+            plan = CutPlan(None, np.zeros(length, np.bool_), np.arange(length))
+        rule, lap = plan.rule, plan.on_lap or (lambda _stage: None)
+        self.num_visual = int(plan.is_visual.sum())
+        rows = _Rows(inputs_embeds, plan.position_ids, plan.is_visual, np.arange(self.num_visual))
+        if rule:
+            self.check(rule)
+        lap("prefill")
         scoring: dict[int, LayerView] = {}
-        for number in range(len(self._blocks)):
-            layer = number * self._llm.block_layers
-            if plan:
+        for number, block in enumerate(self._blocks):
+            layer = block.layers.start
+            follows = rule is not None and block.layers.start < rule.follows
+            if rule:
                 scoring[layer] = self._view(layer, rows)
-                if stage := plan.schedule.at(layer):
-                    self._cut(rows, stage, plan.rule, scoring[layer + plan.rule.scoring_offset])
-            rows.hidden = self._run(number, rows.hidden, rows.position_ids)
+                if stage := rule.schedule.at(layer):
+                    self._cut(rows, stage, rule, scoring[layer + rule.scoring_offset])
+                    lap("prune")
+            positions, flags = rows.position_ids, rows.is_visual
+            rows.hidden, queries = self._run(number, rows.hidden, positions, follows)
+            lap("prefill")
+            if rule and follows:
+                rule.passed(PassedBlock(block.layers, positions, flags, queries, block))
+                lap("prune")
         return rows.hidden
 
     def _cut(self, rows: _Rows, stage: Stage, rule: CutRule, view: LayerView) -> None:
         """Drop the visual rows that the rule does not choose."""
-        if stage.num_kept < int(rows.is_visual.sum()):
-            chosen = rule.choose(view, stage)
-            keep = ~rows.is_visual
-            keep[np.flatnonzero(rows.is_visual)[chosen]] = True
-            rows.hidden = rows.hidden[keep]
-            rows.position_ids = rows.position_ids[keep]
-            rows.is_visual = rows.is_visual[keep]
-            rows.visual_place = rows.visual_place[chosen]
-            if rule.renumber:
-                rows.position_ids = np.arange(len(rows.hidden), dtype=np.int64)
-        self.kept[stage.layer] = rows.visual_place
+        entering = np.flatnonzero(rows.is_visual)
+        if stage.num_kept >= len(entering):
+            self.kept[stage.layer] = rows.visual_place
+            return
+        kept = rule.choose(view, stage)
+        self.kept[stage.layer] = rows.visual_place[kept.indices]
+        stays = np.zeros(len(entering), np.bool_)
+        stays[kept.indices] = True
+        if kept.extra is not None and len(kept.extra):
+            # They take the last dropped places: behind the image's rows, before the question.
+            free = np.flatnonzero(~stays)[-len(kept.extra) :]
+            rows.hidden = rows.hidden.copy()
+            rows.hidden[entering[free]] = kept.extra
+            stays[free] = True
+        keep = ~rows.is_visual
+        keep[entering[stays]] = True
+        rows.hidden = rows.hidden[keep]
+        rows.position_ids = rows.position_ids[keep]
+        rows.is_visual = rows.is_visual[keep]
+        rows.visual_place = rows.visual_place[stays]
+        self.num_visual = len(rows.visual_place)
+        if rule.position_policy == "compact":
+            rows.position_ids = np.arange(len(rows.hidden), dtype=np.int64)
 
-    def _run(self, number: int, hidden: Float, positions: NDArray[np.int64]) -> Float:
-        total = self._lengths[number] + len(hidden)
-        last = number == len(self._blocks) - 1
-        name = "logits" if last else "next_hidden"
-        outputs = self._blocks[number].run_in_place(
-            {
-                "hidden": np.ascontiguousarray(hidden)[None],
-                "position_ids": positions[None],
-                "seqlens_k": np.array([total - 1], np.int32),
-                "total_sequence_length": np.array(total, np.int32),
-            },
-            self._state[number],
-            (name,),
-        )
-        self._lengths[number] = total
+    def _run(
+        self, number: int, hidden: Float, positions: NDArray[np.int64], queries: bool = False
+    ) -> tuple[Float, dict[int, Float]]:
+        result = self._blocks[number].run(hidden, positions, queries)
         self._next_position[number] = int(positions[-1]) + 1
-        result: Float = outputs[name][0]
         return result
 
     def _view(self, layer: int, rows: _Rows) -> LayerView:
@@ -204,25 +257,3 @@ class BlockDecoder:
             {"hidden": hidden[None], "position_ids": positions[None], "rows": wanted}
         )
         return outputs["queries"], outputs["keys"]
-
-    def _check(self, plan: CutPlan) -> None:
-        size, layers = self._llm.block_layers, self._llm.layers
-        for layer in plan.schedule.layers:
-            for needed in {layer, layer + plan.rule.scoring_offset}:
-                if needed % size or not 0 <= needed < layers:
-                    raise ConfigError(
-                        f"{plan.rule.pruner.name} cuts before layer {layer} and looks into layer"
-                        f" {needed}; this model has {layers} layers exported {size} to a block."
-                        " Choose layers at block boundaries, or export with --block-layers 1"
-                    )
-
-    def _allocate(self, number: int) -> StateBuffers:
-        first = number * self._llm.block_layers
-        end = min(first + self._llm.block_layers, self._llm.layers)
-        aliases = {
-            f"past.{i}.{kind}": f"present.{i}.{kind}"
-            for i in range(first, end)
-            for kind in ("key", "value")
-        }
-        shape = (1, self._llm.kv_heads, self._llm.max_kv, self._llm.head_dim)
-        return self._blocks[number].allocate_state(aliases, shape, np.float32)

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from edge_atp.pruning.pyramiddrop import rank
 from edge_atp.pruning.schedule import Stage
-from edge_atp.runtime.in_llm.base import CutRule, LayerView
+from edge_atp.runtime.in_llm.base import CutRule, Kept, LayerView
 
 
 class Rule(CutRule):
     """Every stage ranks the tokens that are left and numbers them anew, as published."""
 
-    renumber: ClassVar[bool] = True
+    position_policy: ClassVar[str] = "compact"
 
-    def choose(self, view: LayerView, stage: Stage) -> NDArray[np.int64]:
+    def choose(self, view: LayerView, stage: Stage) -> Kept:
         """Rank by the last prompt token's attention."""
-        row = view.attention(np.array([len(view.hidden) - 1]))[:, 0]
-        kept: NDArray[np.int64] = rank(row, stage.num_kept).kept_indices
-        return kept
+        row = view.attention(view.last_row)[:, 0]
+        return Kept(rank(row, stage.num_kept).kept_indices)

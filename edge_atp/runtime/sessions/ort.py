@@ -96,7 +96,8 @@ class OrtState:
         }
         # On the CPU a value is the array's own memory; elsewhere it is a copy on the device.
         self._host = dict(arrays) if device == "cpu" else None
-        self.binding: Any = None
+        # One per set of outputs asked for: what was bound once stays bound.
+        self.bindings: dict[tuple[str, ...], Any] = {}
 
     @property
     def num_bytes(self) -> int:
@@ -185,8 +186,8 @@ class OrtSession:
     ) -> Arrays:
         """Run with ``state`` bound to its inputs and outputs; returns ``outputs`` by name."""
         try:
-            binding = state.binding or self._bind(state)
-            state.binding = binding
+            binding = state.bindings.get(outputs) or self._bind(state)
+            state.bindings[outputs] = binding
             for name, array in inputs.items():
                 binding.bind_cpu_input(name, array)
             # Output shapes change with the inputs, so each run allocates these few anew.

@@ -1,0 +1,16 @@
+"""VTW in the engine: from one layer on, the language model works without visual tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edge_atp.pruning.schedule import Stage
+from edge_atp.runtime.in_llm.base import CutRule, Kept, LayerView
+
+
+class Rule(CutRule):
+    """All visual tokens leave before the method's layer; a budget plays no part."""
+
+    def choose(self, view: LayerView, stage: Stage) -> Kept:
+        """Nothing stays."""
+        return Kept(np.zeros(0, np.int64))

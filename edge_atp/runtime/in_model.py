@@ -1,0 +1,167 @@
+"""Methods that cut inside the vision encoder or the language model, on an exported directory.
+
+Puts their stages together: the encoder in groups, the row that IVTP's language stage scores from,
+and the prompt with its position ids. Position-id policy, as in ``edge_atp.hf``: what leaves inside
+the language model or by IVTP keeps the others' positions (PyramidDrop renumbers, as published);
+what leaves in the encoder by any other method leaves no gap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_atp.errors import ConfigError
+from edge_atp.pruning.base import InModelPruner
+from edge_atp.pruning.ivtp import map_relevance, pseudo_cls, text_relevance
+from edge_atp.runtime import in_vit
+from edge_atp.runtime.engine import Engine
+from edge_atp.runtime.in_vit.encoder import GroupedEncoder, PrunedVision
+from edge_atp.runtime.manifest import Manifest
+from edge_atp.runtime.outputs import EncoderCut, Float, Prompt
+
+OnLap = Callable[[str], object]
+
+
+def cuts_encoder(pruner: InModelPruner) -> bool:
+    """Whether patches leave inside the vision encoder, so that the image is encoded for it."""
+    return pruner.name in in_vit.available()
+
+
+def require_graphs(pruner: InModelPruner, manifest: Manifest) -> None:
+    """
+    Raises:
+        ConfigError: the model directory lacks the graphs ``pruner`` cuts between; says how to
+            export them.
+    """
+    missing = []
+    if cuts_encoder(pruner) and not manifest.vision.group_layers:
+        missing.append("--vision-groups 1")
+    if pruner.site == "in_llm" and not manifest.llm.block_layers:
+        missing.append("--block-layers 1")
+    if missing:
+        where = "vision encoder" if pruner.site == "in_encoder" else "language model"
+        if len(missing) == 2:
+            where = "vision encoder and the language model"
+        raise ConfigError(
+            f"{pruner.name} cuts inside the {where}, which this model directory holds in one"
+            f" piece: `python -m export --model {manifest.source.model} --out DIR"
+            f" {' '.join(missing)}` exports it in pieces; or choose a method that cuts between"
+            " them, such as atp"
+        )
+
+
+class InModelRunner:
+    """Encodes images and builds prompts for methods that cut inside the model.
+
+    Args:
+        engine: the loaded model; its graphs for this are opened when first needed.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._manifest = engine.directory.manifest
+        self._encoder: GroupedEncoder | None = None
+
+    def encode(
+        self,
+        pixel_values: Float,
+        pruner: InModelPruner,
+        num_kept: int | None,
+        on_lap: OnLap | None = None,
+    ) -> PrunedVision:
+        """Encode one preprocessed image, cutting as ``pruner`` says.
+
+        Args:
+            pixel_values: (1, 3, size, size).
+            num_kept: visual tokens of this image that the method leaves in the end; None for its
+                own ratios.
+            on_lap: told "vision_encode" when graphs have run and "prune" when a cut was decided.
+        Raises:
+            ConfigError: the directory lacks the graphs, or the method's layers do not fit.
+        """
+        require_graphs(pruner, self._manifest)
+        rule = in_vit.load_rule(pruner, self._manifest.vision, num_kept)
+        return self.encoder.encode(pixel_values, rule, on_lap)
+
+    @property
+    def encoder(self) -> GroupedEncoder:
+        """The encoder in groups; the directory has group_layers."""
+        if self._encoder is None:
+            self._encoder = GroupedEncoder(self._engine.open_graph, self._manifest.vision)
+        return self._encoder
+
+    def prompt(
+        self, pruner: InModelPruner, question: str, images: Sequence[PrunedVision]
+    ) -> Prompt:
+        """The language model's input for images that ``encode`` has cut.
+
+        Raises:
+            MissingSignalError: ivtp, and the directory has no text encoder that gives tokens.
+        """
+        engine = self._engine
+        every = [np.arange(len(image.place)) for image in images]
+        projected = [
+            engine.project(image.patch_features, rows)
+            for image, rows in zip(images, every, strict=True)
+        ]
+        prompt = engine.embed_prompt(question, projected)
+        if pruner.site != "in_llm":
+            return prompt
+        num_patches = self._manifest.vision.num_patches
+        assert prompt.is_visual is not None
+        return replace(
+            prompt,
+            position_ids=original_positions(
+                prompt.is_visual, [image.place for image in images], num_patches
+            ),
+            encoder_cut=EncoderCut(
+                num_patches, len(images), self._side_row(question, images, pruner)
+            ),
+        )
+
+    def close(self) -> None:
+        """Release the graphs."""
+        if self._encoder:
+            self._encoder.close()
+
+    def _side_row(
+        self, question: str, images: Sequence[PrunedVision], pruner: InModelPruner
+    ) -> Float:
+        """(H,) IVTP's pseudo-CLS; several images count with their mean CLS."""
+        engine = self._engine
+        text = " ".join(question.split())
+        clip_tokens, clip_spans = engine.encode_text_tokens(text)
+        tokens, spans = engine.embed_text_tokens(text)
+        joint = np.mean([self.encoder.cls_embed(image) for image in images], axis=0)
+        relevance = map_relevance(text_relevance(clip_tokens, joint), clip_spans, spans)
+        only = np.zeros(1, np.int64)
+        projected = [engine.project(image.cls_feature[None], only)[0] for image in images]
+        visual_cls = np.mean(projected, axis=0)
+        threshold: float = getattr(pruner, "threshold")  # noqa: B009
+        row: Float = pseudo_cls(tokens, relevance, visual_cls, threshold)
+        return row
+
+
+def original_positions(
+    is_visual: NDArray[np.bool_], places: Sequence[NDArray[np.int64]], num_patches: int
+) -> NDArray[np.int64]:
+    """(S,) position ids the tokens would have if no patch were missing.
+
+    Args:
+        is_visual: (S,), the images' tokens in order.
+        places: of each image, (K_i,) ascending patches that are left.
+        num_patches: of one image, N.
+    """
+    visual = np.flatnonzero(is_visual)
+    positions = np.arange(len(is_visual))
+    start = 0
+    for place in places:
+        rows = visual[start : start + len(place)]
+        start += len(place)
+        positions[rows] += place - np.arange(len(place))
+        positions[rows[-1] + 1 :] += num_patches - len(place)
+    return positions
