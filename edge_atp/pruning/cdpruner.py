@@ -5,29 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from array_api_compat import array_namespace, device
+import numpy as np
 
 from edge_atp.errors import ConfigError
 from edge_atp.pruning.base import Pruner, as_indices, kept_from_order
-from edge_atp.pruning.ops import as_float32, cosine, min_max
-from edge_atp.pruning.similarity import cosine_matrix, lowest_twin
+from edge_atp.pruning.ops import as_float32, cosine, min_max, on_host
+from edge_atp.pruning.rows import Rows, as_rows, cosine_rows
 from edge_atp.types import Array, Selection, VisualSignals
 
 FEATURES = ("image_embeds", "patch_features", "patch_embeds")
 RELEVANCE_SOURCES = ("negated", "raw")
 
 
-def greedy_map(
-    similarity: Array, relevance: Array, num_kept: int, twins: Array | None = None
-) -> list[int]:
+def greedy_map(similarity: Rows | Array, relevance: Array, num_kept: int) -> list[int]:
     """Greedy MAP of the DPP with kernel L = diag(r) S diag(r), by incremental Cholesky rows.
 
     Args:
-        similarity: (N, N) positive semi-definite, S.
+        similarity: (N, N) positive semi-definite S, or its rows on demand, which also know which
+            tokens are equal and keep those tied to the last bit.
         relevance: (N,) not negative, r.
         num_kept: K in [1, N].
-        twins: (N,) lowest index with the same column of S, as ``lowest_twin`` gives it; keeps
-            equal tokens tied to the last bit.
     Returns:
         K indices in the order chosen: always the token that grows the determinant most. Once
         the remaining gains are rounding noise (the kernel's rank is used up, or r is 0), the
@@ -36,31 +33,29 @@ def greedy_map(
     Zhang et al., "Beyond Attention or Similarity: Maximizing Conditional Diversity for Token
     Pruning in MLLMs" (CDPruner), sec. 3. One (t) x (t, N) product a step, never N x N.
     """
-    xp = array_namespace(similarity, relevance)
-    noise = 64 * float(xp.finfo(similarity.dtype).eps)
-    relevance = xp.astype(relevance, xp.float64)
-    gains = relevance**2 * xp.astype(xp.linalg.diagonal(similarity), xp.float64)
-    floor = noise * float(xp.max(gains))
-    num = gains.shape[0]
+    kernel = as_rows(similarity)
+    relevance = on_host(relevance).astype(np.float64)
+    gains = relevance**2 * kernel.diagonal
+    floor = 64 * float(np.finfo(kernel.diagonal.dtype).eps) * float(gains.max())
+    num = len(gains)
     # Cholesky rows divided by r_j, so that equal columns of S stay equal whatever their r.
-    rows = xp.zeros((num_kept, num), dtype=xp.float64, device=device(similarity))
+    rows = np.zeros((num_kept, num))
     order: list[int] = []
     while len(order) < num_kept:
-        chosen = int(xp.argmax(gains))
+        chosen = int(gains.argmax())
         gain = float(gains[chosen])
         if gain <= floor:
             rest = sorted(set(range(num)) - set(order))
             return order + rest[: num_kept - len(order)]
         step = len(order)
-        explained = rows[:step, chosen] @ rows[:step, :]
-        if twins is not None:
-            explained = xp.take(explained, twins)
-        row = (xp.astype(similarity[chosen, :], xp.float64) - explained) * (
-            float(relevance[chosen]) / gain**0.5
-        )
-        rows[step, :] = row
-        gains = gains - (relevance * row) ** 2
-        gains[chosen] = float("-inf")
+        row = rows[step]
+        np.matmul(rows[:step, chosen], rows[:step], out=row)
+        if kernel.twins is not None:
+            row[:] = row[kernel.twins]
+        np.subtract(kernel.row(chosen), row, out=row)
+        row *= float(relevance[chosen]) / gain**0.5
+        gains -= (relevance * row) ** 2
+        gains[chosen] = -np.inf
         order.append(chosen)
     return order
 
@@ -102,6 +97,5 @@ class Method(Pruner):
             relevance = -relevance
         relevance = min_max(relevance)
         features = getattr(signals, self._first(signals, FEATURES))
-        twins = lowest_twin(as_float32(features))
-        order = greedy_map(cosine_matrix(features), relevance, num_kept, twins)
+        order = greedy_map(cosine_rows(features, num_kept), relevance, num_kept)
         return kept_from_order(as_indices(order, features), as_float32(relevance))

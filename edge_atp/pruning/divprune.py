@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from array_api_compat import array_namespace
+import numpy as np
 
 from edge_atp.pruning.base import Pruner, as_indices, kept_from_order
+from edge_atp.pruning.ops import on_host
 from edge_atp.pruning.similarity import cosine_matrix, without_self
 from edge_atp.types import Array, Selection, VisualSignals
 
@@ -25,14 +26,14 @@ def max_min_order(similarity: Array, num_kept: int) -> list[int]:
     Models", alg. 1. The published code writes the first rule as the second-smallest distance of a
     row that includes the token itself, which is the nearest other token.
     """
-    xp = array_namespace(similarity)
-    chosen = int(xp.argmin(xp.max(similarity, axis=0)))
+    similarity = on_host(similarity)  # on a device every step would wait for its argmin
+    chosen = int(np.argmin(np.max(similarity, axis=0)))
     order = [chosen]
-    closest = xp.full_like(similarity[0, :], float("-inf"))
+    closest = np.full_like(similarity[0], -np.inf)
     while len(order) < num_kept:
-        closest = xp.maximum(closest, similarity[chosen, :])
-        closest[chosen] = float("inf")  # stays the maximum: never chosen twice
-        chosen = int(xp.argmin(closest))
+        np.maximum(closest, similarity[chosen], out=closest)
+        closest[chosen] = np.inf  # stays the maximum: never chosen twice
+        chosen = int(closest.argmin())
         order.append(chosen)
     return order
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from array_api_compat import array_namespace
+import numpy as np
+from numpy.typing import NDArray
 
 from edge_atp.errors import ConfigError, ShapeError
 from edge_atp.pruning.base import Pruner, as_indices, kept_from_order
-from edge_atp.pruning.ops import softmax
-from edge_atp.pruning.similarity import cosine_cross, cosine_matrix
+from edge_atp.pruning.ops import on_host
+from edge_atp.pruning.similarity import cosine_cross, cosine_matrix_below
 from edge_atp.types import Array, Selection, VisualSignals
+
+# Rows updated at once: a block of 576 columns stays in the second-level cache, and its memory is
+# not asked of the system, which costs as much as the arithmetic.
+ROW_BLOCK = 128
 
 VISUAL_FEATURES = ("patch_features", "image_embeds")
 
@@ -27,24 +32,30 @@ def coverage_order(coverage: Array, num_kept: int) -> list[int]:
 
     The gain of every column is kept up to date: a pick changes it only through the rows that the
     pick covers better than before, about R / t of them at step t, so the whole run costs about
-    R N log K rather than R N K.
+    R N log K rather than R N K. On the host: on a device every step would wait for its argmax.
     """
-    xp = array_namespace(coverage)
-    left = xp.asarray(coverage, copy=True)  # what each column still adds to each row
-    gains = xp.sum(left, axis=0, dtype=xp.float64)
+    return _cover(np.array(on_host(coverage), order="C"), num_kept)
+
+
+def _cover(left: NDArray[Any], num_kept: int) -> list[int]:
+    """``coverage_order`` in the coverage's own memory: what each column still adds to each row."""
+    gains = left.sum(axis=0, dtype=np.float64)
+    gathered, lost = (np.empty((ROW_BLOCK, left.shape[1]), left.dtype) for _ in range(2))
     order: list[int] = []
     while True:
-        chosen = int(xp.argmax(gains))
+        chosen = int(gains.argmax())
         order.append(chosen)
         if len(order) == num_kept:
             return order
-        changed = xp.nonzero(left[:, chosen] > 0)[0]
-        rows = xp.take(left, changed, axis=0)
-        lost = xp.minimum(rows, rows[:, chosen][:, None])
-        gains = gains - xp.sum(lost, axis=0, dtype=xp.float64)
-        gains[chosen] = float("-inf")
-        rows -= lost
-        left[changed, :] = rows
+        gain = left[:, chosen].copy()
+        changed = np.flatnonzero(gain)
+        for start in range(0, len(changed), ROW_BLOCK):
+            block = changed[start : start + ROW_BLOCK]
+            rows = np.take(left, block, axis=0, out=gathered[: len(block)], mode="clip")
+            taken = np.minimum(rows, gain[block, None], out=lost[: len(block)])
+            gains -= taken.sum(axis=0, dtype=np.float64)
+            left[block] = np.subtract(rows, taken, out=rows)
+        gains[chosen] = -np.inf
 
 
 @dataclass(frozen=True)
@@ -83,21 +94,28 @@ class Method(Pruner):
         visual: Array = signals.image_embeds
         features: Array = getattr(signals, self._first(signals, VISUAL_FEATURES))
         coverage = self._coverage(visual, signals.text_tokens, features)
-        return kept_from_order(as_indices(coverage_order(coverage, num_kept), visual), None)
+        return kept_from_order(as_indices(_cover(coverage, num_kept), visual), None)
 
-    def _coverage(self, visual: Array, text: Array, features: Array) -> Array:
+    def _coverage(self, visual: Array, text: Array, features: Array) -> NDArray[Any]:
         """(M + N, N) what each token (column) covers of each text and visual token (row)."""
         if visual.shape[1] != text.shape[1]:
             raise ShapeError(
                 f"image_embeds are {visual.shape[1]} wide and text_tokens {text.shape[1]}; both"
                 " must live in the language model's embedding space"
             )
-        xp = array_namespace(visual)
-        # In place: a fresh N x N array costs as much as the arithmetic on it.
-        text_rows, visual_rows = cosine_cross(text, visual), cosine_matrix(features)
-        text_rows /= self.text_temperature
-        visual_rows /= self.visual_temperature
-        text_rows, visual_rows = softmax(text_rows), softmax(visual_rows)
-        text_rows /= text.shape[0]
-        visual_rows *= self.visual_weight / visual.shape[0]
-        return xp.concat([xp.astype(text_rows, visual_rows.dtype), visual_rows], axis=0)
+        num_text, num = text.shape[0], features.shape[0]
+        # In one array from the start: a second N x N one costs as much as the arithmetic on it.
+        coverage = cosine_matrix_below(num_text, features)
+        text_rows = on_host(cosine_cross(text, visual))
+        _soften(text_rows, self.text_temperature, 1.0 / num_text)
+        coverage[:num_text] = text_rows
+        _soften(coverage[num_text:], self.visual_temperature, self.visual_weight / num)
+        return coverage
+
+
+def _soften(cosines: NDArray[Any], temperature: float, weight: float) -> None:
+    """Write ``weight * softmax(cosines / temperature)`` over the rows: one array, few passes."""
+    cosines -= cosines.max(axis=1, keepdims=True)
+    cosines /= temperature
+    np.exp(cosines, out=cosines)
+    cosines *= weight / cosines.sum(axis=1, keepdims=True)

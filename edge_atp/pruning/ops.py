@@ -7,10 +7,34 @@ which a blocked matrix product does not promise; see ``similarity`` for whole ma
 
 from __future__ import annotations
 
-from array_api_compat import array_namespace
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace, device, to_device
+from numpy.typing import NDArray
 
 from edge_atp.errors import ShapeError
 from edge_atp.types import Array
+
+
+def lies_on_host(array: Array) -> bool:
+    """Whether the array's memory is the CPU's, so that NumPy can use it without a copy."""
+    return isinstance(array, np.ndarray) or str(device(array)) == "cpu"
+
+
+def on_host(array: Array) -> NDArray[Any]:
+    """The array as NumPy: the same memory where it lies on the CPU, a copy otherwise.
+
+    Half precision, which NumPy computes slowly or (bfloat16) not at all, becomes float32.
+    """
+    if isinstance(array, np.ndarray):
+        return array
+    xp = array_namespace(array)
+    if xp.isdtype(array.dtype, "real floating") and array.dtype != xp.float64:
+        array = as_float32(array)
+    # torch refuses to share a tensor that records gradients.
+    array = array.detach() if hasattr(array, "detach") else array
+    return np.asarray(to_device(array, "cpu"))
 
 
 def top_k(scores: Array, k: int) -> Array:
@@ -66,10 +90,19 @@ def head_mean(attention: Array) -> Array:
     return xp.mean(attention, axis=0)
 
 
-def softmax(logits: Array) -> Array:
-    """Softmax over the last axis, shifted by the maximum so that it cannot overflow."""
+def softmax(logits: Array, overwrite: bool = False) -> Array:
+    """Softmax over the last axis, shifted by the maximum so that it cannot overflow.
+
+    Args:
+        overwrite: the logits are not needed any more, and their memory may hold the result.
+    """
     xp = array_namespace(logits)
-    powers = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
+    shift = xp.max(logits, axis=-1, keepdims=True)
+    if overwrite:
+        logits -= shift
+    else:
+        logits = logits - shift
+    powers = np.exp(logits, out=logits) if isinstance(logits, np.ndarray) else xp.exp(logits)
     powers /= xp.sum(powers, axis=-1, keepdims=True)
     return powers
 

@@ -8,24 +8,42 @@ of summation.
 
 from __future__ import annotations
 
-from array_api_compat import array_namespace, device
+from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
+from array_api_compat import array_namespace, device
+from numpy.typing import NDArray
+
+from edge_atp.pruning.ops import as_float32, lies_on_host, on_host
 from edge_atp.types import Array
 
-# Multiply-adds up to which a matrix is computed in float64. Above (576 tokens wider than 50),
-# float32 keeps selection within milliseconds.
+# Multiply-adds up to which a matrix is computed in float64 (1 ms of one core). Above, float32
+# keeps selection within milliseconds: 576 tokens compared with each other wider than 101.
 FLOAT64_WORK = 1 << 24
 
+# Vectors converted at a time.
+BLOCK = 64
 
-def working_precision(work: int, *arrays: Array) -> tuple[Array, ...]:
-    """The arrays in float64 where one of them is already or ``work`` multiply-adds are few.
 
-    Otherwise all in float32.
-    """
+def working_dtype(work: int, *arrays: Array) -> Any:
+    """float64 where one of the arrays is already or ``work`` multiply-adds are few, or float32."""
     xp = array_namespace(*arrays)
     double = work <= FLOAT64_WORK or any(array.dtype == xp.float64 for array in arrays)
-    dtype = xp.float64 if double else xp.float32
-    return tuple(xp.astype(array, dtype, copy=False) for array in arrays)
+    return xp.float64 if double else xp.float32
+
+
+def in_blocks(vectors: Array, dtype: Any) -> Iterator[Array]:
+    """The (N, D) vectors in ``dtype``: at once, or in blocks where the host has to convert them.
+
+    A converted copy of all vectors is memory asked of the system, which costs as much as the
+    product it is for.
+    """
+    xp = array_namespace(vectors)
+    num = vectors.shape[0]
+    step = num if vectors.dtype == dtype or not lies_on_host(vectors) else BLOCK
+    for start in range(0, num, step):
+        yield xp.astype(vectors[start : start + step, :], dtype, copy=False)
 
 
 def inverse_norms(vectors: Array) -> Array:
@@ -42,25 +60,59 @@ def cosine_matrix(vectors: Array) -> Array:
     Args:
         vectors: (N, D), any float dtype.
     Returns:
-        (N, N) float64 or float32 (see ``working_precision``). Equal rows of ``vectors`` give
+        (N, N) float64 or float32 (see ``working_dtype``). Equal rows of ``vectors`` give
         bit-identical rows and columns. A zero vector has cosine 0 with everything, itself
         included.
     """
-    num, width = vectors.shape
+    return matrix_and_twins(vectors)[0]
+
+
+def matrix_and_twins(vectors: Array) -> tuple[Array, Array | None]:
+    """``cosine_matrix`` of the vectors, and their ``lowest_twin``."""
     xp = array_namespace(vectors)
-    (vectors,) = working_precision(num * num * width, vectors)
-    # Scaling the N x N product instead of the N x D input: D is the longer side, and BLAS
-    # computes v @ v.T at half the cost of a general product.
-    matrix = vectors @ vectors.T
+    dtype = working_dtype(matrix_work(*vectors.shape), vectors)
+    vectors = xp.astype(vectors, dtype, copy=False)
+    # BLAS computes v @ v.T at half the cost of a general product.
+    return _to_cosines(vectors @ vectors.T, vectors)
+
+
+def cosine_matrix_below(num_rows: int, vectors: Array) -> NDArray[Any]:
+    """(num_rows + N, N) on the host: rows left for the caller, then the ``cosine_matrix``.
+
+    For methods that put other rows above it; joining them later would copy the matrix.
+    """
+    num, width = vectors.shape
+    if not lies_on_host(vectors):
+        matrix = on_host(cosine_matrix(vectors))
+        return np.concatenate([np.empty((num_rows, num), matrix.dtype), matrix])
+    vectors = on_host(vectors)
+    vectors = vectors.astype(working_dtype(matrix_work(num, width), vectors), copy=False)
+    joined = np.empty((num_rows + num, num), vectors.dtype)
+    matrix = joined[num_rows:]
+    cosines, _ = _to_cosines(np.matmul(vectors, vectors.T, out=matrix), vectors)
+    if cosines is not matrix:
+        matrix[:] = cosines
+    return joined
+
+
+def _to_cosines(matrix: Array, vectors: Array) -> tuple[Array, Array | None]:
+    """Scale the products of all vectors, in place; see ``cosine_matrix``."""
+    xp = array_namespace(matrix)
+    # Scaling the N x N product instead of the N x D input: D is the longer side.
     inverse = inverse_norms(vectors)
     matrix *= inverse[:, None]
     matrix *= inverse[None, :]
     # Exactly 1, so that rounding of a token's own cosine cannot decide a tie.
     _write_diagonal(matrix, xp.astype(inverse > 0, matrix.dtype))
     twins = lowest_twin(vectors)
-    if twins is None:
-        return matrix
-    return xp.take(xp.take(matrix, twins, axis=0), twins, axis=1)
+    if twins is not None:
+        matrix = xp.take(xp.take(matrix, twins, axis=0), twins, axis=1)
+    return matrix, twins
+
+
+def matrix_work(num: int, width: int) -> int:
+    """Multiply-adds of an N x N matrix of cosines: BLAS computes a symmetric product by half."""
+    return num * num * width // 2
 
 
 def cosine_cross(rows: Array, columns: Array) -> Array:
@@ -74,10 +126,16 @@ def cosine_cross(rows: Array, columns: Array) -> Array:
     """
     xp = array_namespace(rows, columns)
     work = rows.shape[0] * columns.shape[0] * rows.shape[1]
-    rows, columns = working_precision(work, rows, columns)
-    matrix = rows @ columns.T
-    matrix *= inverse_norms(rows)[:, None]
-    matrix *= inverse_norms(columns)[None, :]
+    dtype = working_dtype(work, rows, columns)
+    rows = xp.astype(rows, dtype, copy=False)
+    scale = inverse_norms(rows)[:, None]
+    parts = []
+    for block in in_blocks(columns, dtype):
+        part = rows @ block.T
+        part *= scale
+        part *= inverse_norms(block)[None, :]
+        parts.append(part)
+    matrix = parts[0] if len(parts) == 1 else xp.concat(parts, axis=1)
     twins = lowest_twin(columns)
     return matrix if twins is None else xp.take(matrix, twins, axis=1)
 
@@ -100,6 +158,8 @@ def lowest_twin(vectors: Array) -> Array | None:
     is one pass over the vectors.
     """
     xp = array_namespace(vectors)
+    if vectors.dtype != xp.float64:
+        vectors = as_float32(vectors)  # half precision cannot hold a sum of many values
     width = vectors.shape[1]
     where = device(vectors)
     # Irrational steps: a permuted or negated row does not collide with the original.

@@ -7,12 +7,14 @@ import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 from array_api_compat import array_namespace
 
 from edge_atp.errors import ConfigError, ShapeError
 from edge_atp.pruning.base import Pruner, as_indices, kept_from_order
 from edge_atp.pruning.ops import as_float32, top_k
-from edge_atp.pruning.similarity import cosine_matrix, lowest_twin, working_precision
+from edge_atp.pruning.rows import Rows, as_rows, cosine_rows
+from edge_atp.pruning.similarity import in_blocks, lowest_twin, working_dtype
 from edge_atp.types import Array, Selection, VisualSignals
 
 # Median visual length over median text length from which stage 1 ranks by visual length alone:
@@ -43,12 +45,16 @@ def alignment(visual: Array, text: Array) -> Array:
         )
     xp = array_namespace(visual, text)
     work = visual.shape[0] * text.shape[0] * visual.shape[1]
-    visual, text = working_precision(work, visual, text)
-    # ||v - t||^2 = ||v||^2 + ||t||^2 - 2 v.t: one matrix product instead of an (N, M, H) array.
-    squares = xp.vecdot(visual, visual)[:, None] + xp.vecdot(text, text)[None, :]
-    squares = squares - 2.0 * (visual @ text.T)
-    distance = xp.sqrt(xp.where(squares > 0, squares, xp.zeros_like(squares)))
-    scores = -xp.mean(distance, axis=1)
+    dtype = working_dtype(work, visual, text)
+    text = xp.astype(text, dtype, copy=False)
+    text_squares = xp.vecdot(text, text)[None, :]
+    parts = []
+    for block in in_blocks(visual, dtype):
+        # ||v - t||^2 = ||v||^2 + ||t||^2 - 2 v.t: a matrix product instead of an (N, M, H) array.
+        squares = xp.vecdot(block, block)[:, None] + text_squares - 2.0 * (block @ text.T)
+        distance = xp.sqrt(xp.where(squares > 0, squares, xp.zeros_like(squares)))
+        parts.append(-xp.mean(distance, axis=1))
+    scores = xp.concat(parts)
     twins = lowest_twin(visual)
     return scores if twins is None else xp.take(scores, twins)
 
@@ -70,25 +76,26 @@ def length_ratio(visual: Array, text: Array) -> float:
     return visual_length / text_length if text_length > 0 else math.inf
 
 
-def min_mean_similarity_order(similarity: Array, num_kept: int) -> list[int]:
+def min_mean_similarity_order(similarity: Rows | Array, num_kept: int) -> list[int]:
     """Greedily pick the token with the lowest mean similarity to those already picked.
 
     Args:
-        similarity: (N, N) symmetric.
+        similarity: (N, N) symmetric, or its rows on demand.
         num_kept: K in [1, N].
     Returns:
         K indices in the order chosen; the first has the lowest mean over its whole row, itself
         included. Ties to the lowest index.
     Source: TrimTokenator, alg. 1. A running sum: dividing by the number chosen changes no rank.
     """
-    xp = array_namespace(similarity)
-    chosen = int(xp.argmin(xp.mean(similarity, axis=1)))
+    rows = as_rows(similarity)
+    means = rows.mean()
+    chosen = int(means.argmin())
     order = [chosen]
-    total = xp.zeros_like(similarity[0, :])
+    total = np.zeros_like(means)
     while len(order) < num_kept:
-        total = total + similarity[chosen, :]
-        total[chosen] = float("inf")  # stays the maximum: never chosen twice
-        chosen = int(xp.argmin(total))
+        total += rows.row(chosen)
+        total[chosen] = np.inf  # stays the maximum: never chosen twice
+        chosen = int(total.argmin())
         order.append(chosen)
     return order
 
@@ -129,6 +136,6 @@ class Method(Pruner):
         # 1e-9: 0.8 * 5 must floor to 4 whatever the last bit of 0.8 says.
         survivors = max(math.floor(self.stage1_ratio * scores.shape[0] + 1e-9), num_kept)
         candidates = xp.sort(top_k(scores, survivors))
-        similarity = cosine_matrix(xp.take(visual, candidates, axis=0))
+        similarity = cosine_rows(xp.take(visual, candidates, axis=0), num_kept)
         order = as_indices(min_mean_similarity_order(similarity, num_kept), visual)
         return kept_from_order(xp.take(candidates, order), as_float32(scores))

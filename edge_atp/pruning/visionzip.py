@@ -66,6 +66,7 @@ class Method(Pruner):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("patch_features", "cls_attention", "patch_keys")
+    reads: ClassVar[tuple[str, ...]] = ("cls_feature",)
     # The published code compares keys averaged over heads; a host reads this when it has a choice.
     mean_keys: ClassVar[bool] = True
 

@@ -261,6 +261,36 @@ def test_torch_agrees_with_numpy(variant: str, rows: int, cols: int, width: int)
                     )
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_arrays_on_a_device_choose_the_same(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A stand-in for a GPU: torch tensors that NumPy is not told it could share, so every
+    # operation goes through the array API.
+    pytest.importorskip("torch")
+    for module in ("base", "rows", "similarity"):
+        monkeypatch.setattr(f"edge_atp.pruning.{module}.lies_on_host", lambda array: False)
+    for rows, cols, width in ((6, 6, 24), (12, 20, 300)):
+        signals = make_signals(rows, cols, width, seed=1)
+        for num_kept in (1, 9, rows * cols // 2):
+            ours = build(variant).select(signals, num_kept)
+            theirs = build(variant).select(to_torch(signals), num_kept)
+            assert theirs.kept_indices.tolist() == ours.kept_indices.tolist()
+            for name in ("scores", "merged"):
+                if getattr(ours, name) is not None:
+                    np.testing.assert_allclose(
+                        getattr(theirs, name).numpy(), getattr(ours, name), rtol=1e-4, atol=1e-5
+                    )
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_tensors_that_record_gradients_are_fine(variant: str) -> None:
+    torch = pytest.importorskip("torch")
+    signals = map_arrays(make_signals(), lambda array: torch.from_numpy(array).requires_grad_())
+    expected = build(variant).select(make_signals(), 9)
+    assert build(variant).select(signals, 9).kept_indices.tolist() == (
+        expected.kept_indices.tolist()
+    )
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     variant=st.sampled_from(EXACT),

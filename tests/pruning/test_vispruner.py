@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from pruning_cases import make_signals
@@ -58,6 +60,15 @@ def test_a_round_drops_eight_at_most_and_no_more_than_it_must() -> None:
     assert set(range(1, 40, 2)) <= one_round  # odds survive the first round
     assert len(one_round) == 32
     assert drop_redundant(tokens @ tokens.T, 0).shape == (0,)
+
+
+@pytest.mark.parametrize("seed", [2, 14])
+def test_wide_features_are_ranked_as_in_float64(seed: int) -> None:
+    # Cases in which float32 alone ranks two neighbours the wrong way round.
+    signals = make_signals(rows=24, cols=24, width=1024, seed=seed)
+    double = dataclasses.replace(signals, patch_features=signals.patch_features.astype(np.float64))
+    got, expected = (load("vispruner").select(s, 64).order.tolist() for s in (signals, double))
+    assert got == expected
 
 
 def test_important_tokens_are_always_kept() -> None:
