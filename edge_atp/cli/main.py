@@ -20,6 +20,7 @@ COMMANDS = {
     "compare": "show what pruning methods keep of an image",
     "evaluate": "measure what pruning costs on a labelled data set",
     "score": "run and score VQAv2, GQA or COCO captions",
+    "bench": "measure latency, memory and what pruning saves; calibrate or project a device",
     "flops": "compute and memory of a model under pruning",
     "replay": "ask about every frame of a recorded bag, without ROS",
     "diff": "compare two replay results: answers, masks, latencies",

@@ -1,0 +1,95 @@
+"""Widths and depths of a model directory, for counting its FLOPs.
+
+A checkpoint's config.json has them all. Without one they come from the manifest, which states
+everything but the MLP of the encoders: those of CLIP are four times as wide as the model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from edge_atp.errors import ConfigError
+from edge_atp.flops import ModelSpec, Plan, Transformer, from_config, make_plan
+from edge_atp.runtime.manifest import Manifest
+
+_MLP_RATIO = 4
+_CONFIG = "config.json"
+
+
+def model_spec(manifest: Manifest, checkpoint: Path | None = None) -> tuple[ModelSpec, str]:
+    """Dimensions of a model, and where they are from.
+
+    Raises:
+        ConfigError: the checkpoint's config does not say what is needed.
+    """
+    if checkpoint and (checkpoint / _CONFIG).is_file():
+        tower = checkpoint / "text_tower" / _CONFIG
+        text = _read(tower) if tower.is_file() else None
+        spec = from_config(manifest.model_id, _read(checkpoint / _CONFIG), text)
+        source = str(checkpoint / _CONFIG)
+    else:
+        spec, source = _from_manifest(manifest)
+    vision = replace(spec.vision, layers=_vision_layers(manifest, spec.vision.layers))
+    return replace(spec, vision=vision), source
+
+
+def plan_of(model: ModelSpec, method: str, num_kept: int, text_tokens: int) -> Plan:
+    """What a method does to the model; the text encoder is left out where its size is unknown."""
+    if method in ("dense", "none"):
+        return make_plan(model, "none", None, text_tokens)
+    plan = make_plan(model, method, num_kept, text_tokens)
+    return replace(plan, text_tower=plan.text_tower and model.text is not None)
+
+
+def _from_manifest(manifest: Manifest) -> tuple[ModelSpec, str]:
+    vision, llm, tower = manifest.vision, manifest.llm, manifest.text_tower
+    width, heads = vision.feature_dim, max(1, vision.heads)
+    encoder = Transformer(vision.layers, width, _MLP_RATIO * width, heads, heads, width // heads)
+    language = Transformer(
+        llm.layers,
+        llm.hidden,
+        llm.intermediate,
+        llm.heads,
+        llm.kv_heads,
+        llm.head_dim,
+        gated=True,
+    )
+    patch = vision.image_size // max(vision.patch_grid.rows, 1)
+    spec = ModelSpec(
+        name=manifest.model_id,
+        vision=encoder,
+        patches=vision.num_patches,
+        patch_values=3 * patch * patch,
+        projector=(width, llm.hidden, llm.hidden),
+        llm=language,
+        vocab=llm.vocab,
+        text=None,
+        text_context=tower.context_length if tower else 77,
+        joint_width=vision.embed_dim,
+    )
+    note = f"manifest.json; MLP of the ViT assumed {_MLP_RATIO} times its width"
+    return spec, note + ("; text encoder not counted" if tower else "")
+
+
+def _vision_layers(manifest: Manifest, counted: int) -> int:
+    """Layers that the vision graph runs: up to the one the projector consumes, or up to the one
+    whose tokens are embedded in the joint space, whichever is deeper."""
+    vision = manifest.vision
+    if not vision.layers:
+        return counted
+    wanted = [vision.feature_layer, *([vision.embed_layer] if vision.embed_dim else [])]
+    return max(layer if layer >= 0 else vision.layers + 1 + layer for layer in wanted)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected an object")
+    return content

@@ -1,0 +1,127 @@
+"""A benchmark's report as tables for the terminal. Shows what is in the JSON, computes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from edge_atp.bench.hugging_face import NAME as HUGGING_FACE
+from edge_atp.bench.stages import STAGES
+from edge_atp.evaluation.arms import DENSE
+
+_KIND_TITLES = {"short": "Short answers", "caption": "Captions"}
+
+
+def print_report(report: dict[str, Any], console: Console) -> None:
+    """Machine, times by stage, cost, and what is faster than what."""
+    _print_machine(report, console)
+    for kind, entry in report["results"].items():
+        console.print(f"\n[bold]{_KIND_TITLES[kind]}[/bold] ({_texts(entry)})")
+        console.print(_times(entry))
+        console.print(_costs(entry, report.get("accuracy", {}).get("exact", {})))
+        _print_shares(entry, console)
+    if start := report.get("start_up"):
+        console.print(
+            f"Fresh interpreter to first answer: {start['total_s']:.2f} s"
+            f" (imports {start['import_s']:.2f}, load {start['load_s']:.2f}, answer"
+            f" {start['first_answer_s']:.2f}; CPU {start['cpu_s']:.2f}; torch"
+            f" {'imported' if start['imports_torch'] else 'not imported'})"
+        )
+    if not report["complete"]:
+        console.print("[yellow]stopped early: these are the rounds that were finished[/yellow]")
+
+
+def _print_machine(report: dict[str, Any], console: Console) -> None:
+    machine, model = report["machine"], report["model"]
+    console.print(
+        f"[bold]{model['model_id']}[/bold], {model['precision']} on {model['backend']},"
+        f" {model['num_patches']} visual tokens, {report['settings']['rounds']} rounds"
+    )
+    name = machine["board"] or machine["gpu"] or machine["cpu"]
+    console.print(
+        f"{name}, {machine['cores']} cores, load {machine['load']} -> {machine['load_at_end']}"
+    )
+    for warning in report["warnings"]:
+        console.print(f"[yellow]{warning}[/yellow]")
+
+
+def _texts(entry: dict[str, Any]) -> str:
+    dense = entry["contenders"].get(DENSE) or next(iter(entry["contenders"].values()))
+    return f"{dense['text_tokens']:g} text tokens, {dense['answer_tokens']:g} generated"
+
+
+def _times(entry: dict[str, Any]) -> Table:
+    table = _table("", "kept", "wall ms", "±", "CPU ms", *STAGES[:-2], "decode/token", "tok/s")
+    for name, row in entry["contenders"].items():
+        stages = row.get("stages_ms")
+        cells = ["-"] * (len(STAGES[:-2]) + 2)
+        if stages:
+            cells = [f"{stages[stage]['median']:.2f}" for stage in STAGES[:-2]]
+            cells += [f"{row['decode_ms_per_token']['median']:.2f}", f"{row['tokens_per_s']:.0f}"]
+        wall = row["wall_ms"]
+        table.add_row(
+            name,
+            f"{row['visual_kept']}/{row['visual_total']}",
+            f"{wall['median']:.1f}",
+            f"{(wall['q75'] - wall['q25']) / 2:.1f}",
+            f"{row['cpu_ms']['median']:.1f}",
+            *cells,
+        )
+    return table
+
+
+def _costs(entry: dict[str, Any], exact: dict[str, Any]) -> Table:
+    columns = ["", "GFLOPs", "of dense", "prefill of dense", "KV MB", "peak RSS MB"]
+    hugging = entry.get("against_hugging_face")
+    columns += ["faster than dense", "selection / dense prefill"]
+    columns += ["faster than HF"] if hugging else []
+    columns += ["exact match"] if exact else []
+    table = _table(*columns)
+    for name, row in entry["contenders"].items():
+        flops = row.get("flops")
+        cells = ["-"] * 4
+        if flops:
+            cells = [
+                f"{flops['total'] / 1e9:.2f}",
+                f"{100 * flops['of_dense']:.1f} %" if "of_dense" in flops else "-",
+                f"{100 * flops['prefill_of_dense']:.1f} %" if "prefill_of_dense" in flops else "-",
+                f"{row['kv_mb']:.2f}",
+            ]
+        cells.append(f"{row['peak_rss_mb']:.0f}")
+        cells.append(_ratio(entry["pruning_share"].get(name)))
+        share = entry["selection_share"].get(name)
+        cells.append("-" if share is None else f"{100 * share:.2f} %")
+        cells += [_ratio(hugging.get(name))] if hugging else []
+        if exact:
+            cells.append(f"{100 * exact[name]['value']:.1f} %" if name in exact else "-")
+        table.add_row(name, *cells)
+    return table
+
+
+def _print_shares(entry: dict[str, Any], console: Console) -> None:
+    if engine := entry.get("engine_share"):
+        same = entry["identical_tokens"]
+        console.print(
+            f"Engine's share, {HUGGING_FACE} dense over engine dense: {_ratio(engine)};"
+            f" tokens {'identical' if same['dense'] else 'differ'}"
+            + ("" if same["dense"] or not same["expected"] else " [red](expected identical)[/red]")
+        )
+    if share := entry["pruning_share"]:
+        listed = ", ".join(f"{name} {_ratio(value)}" for name, value in share.items())
+        console.print(f"Pruning's share, dense over pruned on this engine: {listed}")
+
+
+def _ratio(value: dict[str, Any] | None) -> str:
+    if not value or not value["wall"]:
+        return "-"
+    return f"{value['cpu']['median']:.2f} (wall {value['wall']['median']:.2f})"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=SIMPLE_HEAD)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    return table
