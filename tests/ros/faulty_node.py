@@ -2,8 +2,9 @@
 
     python faulty_node.py --ros-args -p autostart:=true ...
 
-A question whose text contains one of the keys of FAULTS meets that fault at its first graph run,
-inside the real backend's call, so everything above it is the node's own code.
+A question whose text contains one of the keys of FAULTS meets that fault: at its first graph run,
+inside the real backend's call (so everything above it is the node's own code), at every graph
+run, or in preprocessing.
 """
 
 from __future__ import annotations
@@ -13,6 +14,14 @@ import sys
 import time
 from collections.abc import Callable
 from typing import Any
+
+
+def command(*parameters: str) -> list[str]:
+    """Command line that starts this node with ROS parameters."""
+    line = [sys.executable, __file__, "--ros-args"]
+    for parameter in ("autostart:=true", "frame_wait:=0.3", *parameters):
+        line += ["-p", parameter]
+    return line
 
 
 def ort_allocation_failure() -> None:
@@ -35,6 +44,11 @@ def backend_failure() -> None:
     raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
 
+def programming_error() -> None:
+    """Outside the backend, whose errors it would turn into its own."""
+    raise ZeroDivisionError("division by zero")
+
+
 def block() -> None:
     """A native call that never returns; other Python threads run on."""
     ctypes.CDLL(None).sleep(100_000)
@@ -44,43 +58,49 @@ def pause() -> None:
     time.sleep(0.05)
 
 
-# name -> what happens, and whether at every graph run or at the first only
-FAULTS: dict[str, tuple[Callable[[], None], bool]] = {
-    "fault: ort out of memory": (ort_allocation_failure, False),
-    "fault: memory error": (memory_error, False),
-    "fault: backend": (backend_failure, False),
-    "fault: blocks": (block, False),
-    "slowly": (pause, True),
+FIRST_RUN, EVERY_RUN, PREPROCESS = "first run", "every run", "preprocess"
+FAULTS: dict[str, tuple[Callable[[], None], str]] = {
+    "fault: ort out of memory": (ort_allocation_failure, FIRST_RUN),
+    "fault: memory error": (memory_error, FIRST_RUN),
+    "fault: backend": (backend_failure, FIRST_RUN),
+    "fault: blocks": (block, FIRST_RUN),
+    "slowly": (pause, EVERY_RUN),
+    "fault: programming": (programming_error, PREPROCESS),
 }
-_armed: list[tuple[Callable[[], None], bool]] = []
+_armed: list[tuple[Callable[[], None], str]] = []
 
 
 def arm(text: str) -> None:
     _armed[:] = [fault for name, fault in FAULTS.items() if name in text]
 
 
-def strike() -> None:
-    for fault, every_run in list(_armed):
-        if not every_run:
-            _armed.remove((fault, every_run))
-        fault()
+def strike(*places: str) -> None:
+    for fault, place in list(_armed):
+        if place in places:
+            if place != EVERY_RUN:
+                _armed.remove((fault, place))
+            fault()
+
+
+def before(places: tuple[str, ...], call: Callable[..., Any]) -> Callable[..., Any]:
+    def striking(*args: Any, **kwargs: Any) -> Any:
+        strike(*places)
+        return call(*args, **kwargs)
+
+    return striking
 
 
 def inject() -> None:
-    """Patch the backend's session and the node's answering."""
+    """Patch the backend's session, preprocessing and the node's answering."""
     import onnxruntime
     from edge_atp_ros.answering import Answerer
 
-    def faulty(run: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            strike()
-            return run(*args, **kwargs)
-
-        return call
+    from edge_atp.preprocess import Preprocessor
 
     session = onnxruntime.InferenceSession
     for name in ("run", "run_with_iobinding"):
-        setattr(session, name, faulty(getattr(session, name)))
+        setattr(session, name, before((FIRST_RUN, EVERY_RUN), getattr(session, name)))
+    Preprocessor.__call__ = before((PREPROCESS,), Preprocessor.__call__)
     serve = Answerer.serve
 
     def serve_armed(self: Answerer, question: Any, *args: Any) -> Any:

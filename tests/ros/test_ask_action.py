@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,21 +14,18 @@ from action_msgs.srv import CancelGoal
 from builtin_interfaces.msg import Duration
 from edge_atp_msgs.action import Ask
 from edge_atp_msgs.msg import Answer, Query
+from faulty_node import command
 from lifecycle_msgs.msg import Transition
 from rclpy.action import ActionClient
 from vlm_client import QUESTION, VlmClient, assert_answers, bits, make_image, pattern
 
-FAULTY_NODE = Path(__file__).with_name("faulty_node.py")
 COMPLETE = {Answer.STATUS_FINAL, Answer.STATUS_TRUNCATED}
 SLOW = "describe the scene slowly."  # 50 ms a graph run: see faulty_node
 
 
 @pytest.fixture(scope="module")
 def node(start_module_process):
-    command = [sys.executable, str(FAULTY_NODE), "--ros-args"]
-    for parameter in ("autostart:=true", "frame_wait:=0.3", "queue_size:=8"):
-        command += ["-p", parameter]
-    process = start_module_process(command, name="vlm_node")
+    process = start_module_process(command("queue_size:=8"), name="vlm_node")
     process.wait_for("active: cameras")
     return process
 
@@ -59,13 +54,15 @@ class Asker:
     def send(self, text: str = QUESTION, images=(), **fields) -> Goal:
         goal = Goal(self.client)
         request = Ask.Goal(query=Query(text=text, **fields), images=list(images))
-        sent = self.action.send_goal_async(
-            request,
-            feedback_callback=lambda message: goal.partials.append(message.feedback.partial),
+        sent = in_executor(
+            self.client,
+            lambda: self.action.send_goal_async(
+                request, feedback_callback=lambda fed: goal.partials.append(fed.feedback.partial)
+            ),
         )
         goal.handle = self.client.wait(sent.result, "goal response")
         if goal.handle.accepted:
-            goal.outcome = goal.handle.get_result_async()
+            goal.outcome = in_executor(self.client, goal.handle.get_result_async)
         return goal
 
     def __call__(self, text: str = QUESTION, images=(), **fields) -> Goal:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rclpy
-from diagnostic_msgs.msg import DiagnosticArray
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from edge_atp_msgs.msg import Answer, PatchMaskArray, PruneConfig, Query
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import SetParameters
@@ -83,6 +83,7 @@ class VlmClient:
         self.partials: list[Answer] = []
         self.masks: list[PatchMaskArray] = []
         self.diagnostics: dict[str, dict[str, str]] = {}
+        self.status_listeners: list[Callable[[DiagnosticStatus], None]] = []
         deep = QoSProfile(depth=2000)
         self._collect(Answer, f"{node}/answer", deep, self.answers)
         self._collect(PatchMaskArray, f"{node}/patch_mask", deep, self.masks)
@@ -214,6 +215,8 @@ class VlmClient:
             for status in message.status:
                 values = {entry.key: entry.value for entry in status.values}
                 self.diagnostics[status.name] = values | {"message": status.message}
+                for listener in self.status_listeners:
+                    listener(status)
             self._changed.notify_all()
 
 

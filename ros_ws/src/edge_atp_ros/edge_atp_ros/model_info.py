@@ -11,11 +11,21 @@ from edge_atp.runtime.manifest import FILE_NAME
 from edge_atp.runtime.model_dir import file_sha256
 
 
-def model_info(pipeline: Pipeline, cameras: Sequence[str]) -> ModelInfo:
+def manifest_sha256(pipeline: Pipeline) -> str:
+    """Which export is loaded; read it at once, the files may be replaced while the node runs.
+
+    Raises:
+        ArtifactError: the manifest is gone already.
+    """
+    return file_sha256(pipeline.engine.directory.path / FILE_NAME)
+
+
+def model_info(pipeline: Pipeline, sha256: str, cameras: Sequence[str]) -> ModelInfo:
     """Describe a loaded pipeline; the header is left to the caller.
 
     Args:
         pipeline: the loaded model and the defaults of questions.
+        sha256: from ``manifest_sha256``.
         cameras: names of the node's cameras.
     """
     manifest, config = pipeline.manifest, pipeline.config
@@ -28,7 +38,7 @@ def model_info(pipeline: Pipeline, cameras: Sequence[str]) -> ModelInfo:
         precision=manifest.precision.compute,
         backend=backend,
         device=device,
-        manifest_sha256=file_sha256(pipeline.engine.directory.path / FILE_NAME),
+        manifest_sha256=sha256,
         image_width=manifest.preprocess.size,
         image_height=manifest.preprocess.size,
         grid_rows=pipeline.grid.rows,

@@ -51,6 +51,7 @@ class _Child:
         self.popen = self._start()
         self.restart_s: float | None = None
         self.restarts = 0
+        self.last_exit: int | None = None
 
     def watch(self) -> None:
         """Restart it if it has ended, respawns, and its delay is over."""
@@ -58,6 +59,7 @@ class _Child:
             return
         if self.restart_s is None:
             self.restart_s = time.monotonic() + RESPAWN_DELAY_S
+            self.last_exit = self.popen.returncode
         elif time.monotonic() >= self.restart_s:
             self.popen, self.restart_s = self._start(), None
             self.restarts += 1
@@ -120,6 +122,10 @@ class Runner:
     def restarts(self, name: str) -> int:
         """How often a process was started again."""
         return self._children[name].restarts
+
+    def last_exit(self, name: str) -> int | None:
+        """Exit code of the incarnation before the current one (negative: the signal)."""
+        return self._children[name].last_exit
 
     def ended(self) -> dict[str, int]:
         """Exit codes of the processes that have ended and will not be restarted."""

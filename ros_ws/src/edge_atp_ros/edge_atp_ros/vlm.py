@@ -25,6 +25,7 @@ from rclpy.serialization import deserialize_message
 from rclpy.subscription import Subscription
 from std_msgs.msg import String
 
+from edge_atp.config import PipelineConfig
 from edge_atp.errors import ConfigError, EdgeAtpError
 from edge_atp.pipeline import Pipeline
 from edge_atp.types import Frame, Query
@@ -37,7 +38,7 @@ from edge_atp_ros.error_codes import WithdrawnError
 from edge_atp_ros.giving_up import give_up
 from edge_atp_ros.health import Health
 from edge_atp_ros.lifecycle_guard import refuse_invalid_transitions
-from edge_atp_ros.model_info import model_info
+from edge_atp_ros.model_info import manifest_sha256, model_info
 from edge_atp_ros.process import StartError
 from edge_atp_ros.publishers import Outputs
 from edge_atp_ros.questions import Intake, Question
@@ -75,6 +76,7 @@ class VlmNode(LifecycleNode):
         self._answerer: Answerer | None = None
         self._worker: Worker | None = None
         self._action: AskAction | None = None
+        self._manifest_sha256 = ""
         self._questions: list[Subscription] = []
         self.add_on_set_parameters_callback(self._on_parameters)
         self._diagnostics = Diagnostics(self, self._report)
@@ -158,6 +160,7 @@ class VlmNode(LifecycleNode):
     def _load(self) -> None:
         pipeline = Pipeline.load(self._settings.pipeline)
         _warm_up(pipeline)
+        self._manifest_sha256 = manifest_sha256(pipeline)
         self._outputs = Outputs(self, self._health)
         self._answerer = Answerer(
             Loaded(pipeline, self._settings.node),
@@ -299,8 +302,7 @@ class VlmNode(LifecycleNode):
         try:
             settings = self._settings.changed(changes)
             if self._answerer is not None:
-                engine = self._answerer.loaded.pipeline.engine
-                pipeline = Pipeline(engine, engine.directory, settings.pipeline)
+                pipeline = _reconfigured(self._answerer.loaded.pipeline, settings.pipeline)
                 self._answerer.loaded = Loaded(pipeline, settings.node)
         except EdgeAtpError as error:
             return SetParametersResult(successful=False, reason=str(error))
@@ -325,9 +327,19 @@ class VlmNode(LifecycleNode):
     def _announce(self) -> None:
         if self._answerer is None or self._outputs is None:
             return
-        message = model_info(self._answerer.loaded.pipeline, self._settings.node.cameras)
+        message = model_info(
+            self._answerer.loaded.pipeline, self._manifest_sha256, self._settings.node.cameras
+        )
         message.header.stamp = self.get_clock().now().to_msg()
         self._outputs.publish_model_info(message)
+
+
+def _reconfigured(old: Pipeline, config: PipelineConfig) -> Pipeline:
+    """The loaded model with other defaults; reads no file again, they may be gone by now."""
+    same_budget = config.latency_budget_ms == old.config.latency_budget_ms
+    return Pipeline(
+        old.engine, old.engine.directory, config, latency=old.latency if same_budget else None
+    )
 
 
 def _warm_up(pipeline: Pipeline) -> None:

@@ -1,0 +1,173 @@
+"""The process and its surroundings: stuck, killed, terminated, files gone, two of one name."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+
+import pytest
+
+pytest.importorskip("edge_atp_msgs", reason="needs the built workspace: scripts/with_ros")
+
+from edge_atp_msgs.msg import Answer
+from edge_atp_ros import runner as runner_module
+from edge_atp_ros.giving_up import EXIT_STUCK
+from edge_atp_ros.runner import Runner
+from edge_atp_ros.system import Process
+from faulty_node import command
+from lifecycle_msgs.msg import Transition
+from vlm_client import VlmClient, assert_answers, make_image, pattern, start_vlm_node
+
+from edge_atp.runtime.find_model import find_model
+
+COMPLETE = {Answer.STATUS_FINAL, Answer.STATUS_TRUNCATED}
+SLOW = "describe the scene slowly."  # 50 ms a graph run: see faulty_node
+
+
+@pytest.fixture
+def client():
+    client = VlmClient()
+    yield client
+    client.close()
+
+
+def test_engine_files_removed_while_running_do_no_harm_until_they_are_needed(
+    client, start_process, tmp_path
+):
+    model = tmp_path / "model"
+    shutil.copytree(find_model("warehouse_tiny"), model)
+    process = start_vlm_node(start_process, f"model:={model}")
+    client.wait_until_active()
+    before = client.ask_about(make_image(pattern()))
+    shutil.rmtree(model)
+
+    image = make_image(pattern())
+    after = client.ask_about(image)
+    assert_answers(client, after, image)
+    assert after.text == before.text
+    assert client.set_parameter("keep_ratio", 0.5).successful, "re-announces the model"
+    for transition in (Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_CLEANUP):
+        assert client.change_state(transition)
+    assert not client.change_state(Transition.TRANSITION_CONFIGURE)
+    assert client.state() == "unconfigured"
+    assert str(model) in process.wait_for("configure failed")
+    assert "Traceback" not in process.output()
+
+    shutil.copytree(find_model("warehouse_tiny"), model)
+    assert client.change_state(Transition.TRANSITION_CONFIGURE)
+    assert client.change_state(Transition.TRANSITION_ACTIVATE)
+    client.wait_until_active()
+    assert client.ask_about(make_image(pattern())).status in COMPLETE
+
+
+def test_a_stuck_engine_is_answered_for_reported_and_started_again(client, tmp_path, monkeypatch):
+    """A native call that never returns: one answer each, ERROR in /diagnostics, respawn."""
+    line = command("stuck_after:=1.0")
+    monkeypatch.setattr(runner_module, "command_line", lambda _process: line)
+    with Runner([Process(executable="vlm_node", name="vlm_node", respawn=True)], tmp_path) as run:
+        client.wait_until_active()
+        client.images.publish(make_image(pattern()))
+        levels = record_levels(client)
+        stuck = client.send("fault: blocks")
+        waiting = [client.send() for _ in range(3)]
+        answer = client.answer_to(stuck)
+        others = [client.answer_to(query_id) for query_id in waiting]
+
+        assert (answer.status, answer.error_code) == (Answer.STATUS_ERROR, Answer.ERROR_TIMEOUT)
+        assert "no sign of life" in answer.error_msg
+        assert {other.status for other in others} == {Answer.STATUS_CANCELED}
+        client.wait(lambda: "no sign of life" in levels.get(b"\x02", ""), "diagnostics ERROR")
+        client.wait(lambda: run.restarts("vlm_node") == 1, "started again")
+        assert run.last_exit("vlm_node") == EXIT_STUCK
+        client.wait(lambda: run.log("vlm_node").count("active: cameras") == 2, "active again")
+        assert "strike" in run.log("vlm_node"), "the log shows where it was stuck"
+        ids = [stuck, *waiting]
+        assert sorted(a.query_id for a in client.answers) == sorted(ids), "each exactly once"
+        assert_serves_again()
+
+
+def record_levels(client: VlmClient) -> dict[bytes, str]:
+    """Messages of the node's own status, by level."""
+    seen: dict[bytes, str] = {}
+    client.status_listeners.append(
+        lambda status: (
+            seen.__setitem__(status.level, status.message) if status.name == "/vlm_node" else None
+        )
+    )
+    return seen
+
+
+def assert_serves_again() -> None:
+    """With a new client: the old one still counts the dead node's subscriptions for a while."""
+    client = VlmClient()
+    try:
+        client.wait_until_active()
+        image = make_image(pattern())
+        assert_answers(client, client.ask_about(image), image)
+    finally:
+        client.close()
+
+
+def test_a_node_killed_in_the_middle_of_an_answer_comes_back(client, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner_module, "command_line", lambda _process: command())
+    with Runner([Process(executable="vlm_node", name="vlm_node", respawn=True)], tmp_path) as run:
+        client.wait_until_active()
+        partials = client.listen(Answer, "/vlm_node/answer_partial")
+        client.images.publish(make_image(pattern()))
+        client.send(SLOW, query_id="killed")
+        client.wait(lambda: partials, "the answer has begun")
+        os.kill(run.pid("vlm_node"), signal.SIGKILL)
+        client.wait(lambda: run.log("vlm_node").count("active: cameras") == 2, "active again")
+        assert run.last_exit("vlm_node") == -signal.SIGKILL
+        assert_serves_again()
+        ids = {answer.query_id for answer in client.answers}
+        assert "killed" not in ids, "nobody invents an answer to the killed question"
+
+
+def test_terminated_in_the_middle_of_an_answer_every_question_is_answered(client, start_process):
+    process = start_process(command(), name="vlm_node")
+    process.wait_for("active: cameras")
+    client.wait_until_active()
+    partials = client.listen(Answer, "/vlm_node/answer_partial")
+    client.images.publish(make_image(pattern()))
+    ids = [client.send(SLOW) for _ in range(5)]
+    client.wait(lambda: partials, "the first answer has begun")
+    process.signal_group(signal.SIGTERM)
+    answers = [client.answer_to(query_id) for query_id in ids]
+
+    assert process.wait() == 0
+    assert {answer.status for answer in answers} == {Answer.STATUS_CANCELED}
+    assert answers[0].text, "what was generated so far"
+    assert len(client.answers) == len(ids)
+    assert "Traceback" not in process.output()
+
+
+def test_two_nodes_of_one_name_warn_of_each_other(client, start_process):
+    first = start_vlm_node(start_process)
+    second = start_vlm_node(start_process)
+    client.wait_until_active()
+    client.wait(
+        lambda: "other node of this name" in client.diagnostic("/vlm_node", "message"),
+        "the second one is noticed",
+    )
+    client.wait(lambda: doubly_answered(client), "both answer every question")
+
+    assert second.stop() == 0
+    client.wait(lambda: client.diagnostic("/vlm_node", "message") == "active", "the warning ends")
+    image = make_image(pattern())
+    alone = client.ask_about(image)
+    assert_answers(client, alone, image)
+    assert sum(answer.query_id == alone.query_id for answer in client.answers) == 1
+    assert first.is_running()
+
+
+def doubly_answered(client: VlmClient) -> bool:
+    """Whether two nodes answer one question, each about the image."""
+    image = make_image(pattern())
+    client.images.publish(image)
+    query_id = client.ask(query_id=f"twice-{image.header.stamp.sec}").query_id
+    time.sleep(0.2)
+    answers = [answer for answer in client.answers if answer.query_id == query_id]
+    return [answer.header for answer in answers] == [image.header] * 2
