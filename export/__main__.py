@@ -98,6 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--relevance-source", choices=("raw", "negated", "value"))
     parser.add_argument("--accuracy-set", help="labelled data set; gate of quantised exports")
     parser.add_argument(
+        "--calibration-set", help="labelled data set that gives the ranges of Q/DQ int8"
+    )
+    parser.add_argument(
         "--no-compare",
         dest="compare",
         action="store_false",

@@ -84,6 +84,11 @@ class Llava:
     image_token_id: int
     tensors: TensorStore
 
+    def float32_bytes(self) -> int:
+        """Size of all weights in float32, which is what runs hold in memory."""
+        storage = 4 if self.tensors.dtype("llm.embed_tokens.weight") == "float32" else 2
+        return self.tensors.num_bytes() * 4 // storage
+
 
 def canonical_name(stored: str) -> str:
     """The name the exporter uses for a tensor of a LLaVA checkpoint."""

@@ -114,6 +114,17 @@ class GraphBuilder:
         self._weights.append(self._tensor(name, array))
         return name
 
+    def int4_weight(self, name: str, codes: NDArray[np.int8]) -> str:
+        """Add a weight of 4-bit integers in [-8, 7]; two share a byte, the first the low half."""
+        flat = np.append(codes.reshape(-1), np.zeros(codes.size % 2, np.int8)).view(np.uint8) & 15
+        packed = flat[0::2] | (flat[1::2] << 4)
+        tensor = self._tensor(name, packed)
+        tensor.data_type = TensorProto.INT4
+        tensor.ClearField("dims")
+        tensor.dims.extend(codes.shape)
+        self._weights.append(tensor)
+        return name
+
     def linear(
         self, x: str, name: str, weight: NDArray[Any], bias: NDArray[Any] | None = None
     ) -> str:

@@ -1,16 +1,21 @@
-"""The forms a linear layer can be exported in: float, dynamic int8, blocks of n-bit weights.
+"""The forms a linear layer can be exported in: float, int8, blocks of n-bit weights.
+
+``dynamic_int8_linear`` and ``block_linear`` use ONNX Runtime's operators; ``qdq_linear`` and
+``qdq_block_linear`` the standard QuantizeLinear and DequantizeLinear, which TensorRT reads.
 
 A form takes the value ``x`` (..., K), the weight (K, N) and the bias (N,), and returns x W + b.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
+
+from edge_atp.errors import ArtifactError
 
 if TYPE_CHECKING:
     from export.graph import GraphBuilder
@@ -59,6 +64,116 @@ def dynamic_int8_linear(
     if bias is not None:
         inputs.append(graph.weight(f"{name}.bias", bias.astype(np.float32)))
     return graph.node("DynamicQuantizeMatMul", *inputs, domain=_CONTRIB, name=name)
+
+
+def qdq_linear(
+    ranges: Mapping[str, NDArray[np.float32]], keep_float: tuple[str, ...] = ()
+) -> LinearForm:
+    """int8 per output channel and calibrated int8 activations per tensor, as Q/DQ pairs.
+
+    Zero points are 0, as TensorRT demands. Before rounding, part of the spread between input
+    channels moves from the activations into the weights.
+
+    Args:
+        ranges: (K,) largest magnitude of each input channel, by the layer's name.
+        keep_float: layers whose name starts so are written in float.
+    Source: SmoothQuant (Xiao et al. 2023), eq. 4 with alpha 0.5.
+    """
+
+    def emit(
+        graph: GraphBuilder, x: str, name: str, weight: NDArray[Any], bias: NDArray[Any] | None
+    ) -> str:
+        if keep_float and name.startswith(keep_float):
+            return float_linear(graph, x, name, weight, bias)
+        if name not in ranges:
+            raise ArtifactError(f"linear layer {name!r} was not calibrated; export again")
+        smooth = smoothing(ranges[name], weight)
+        quantised, scale = int8_per_channel(weight.astype(np.float32) * smooth[:, None])
+        peak = float((ranges[name] / smooth).max())
+        step = graph.weight(f"{name}.input_scale", np.array(max(peak, 1e-6) / 127, np.float32))
+        zero = graph.constant(np.array(0, np.int8))
+        x = graph.node("Mul", x, graph.weight(f"{name}.smooth", 1 / smooth), name=f"{name}/smooth")
+        x = graph.node("QuantizeLinear", x, step, zero, name=f"{name}/quantise")
+        x = graph.node("DequantizeLinear", x, step, zero, name=f"{name}/dequantise")
+        unpacked = graph.node(
+            "DequantizeLinear",
+            graph.raw_weight(f"{name}.weight_int8", quantised),
+            graph.weight(f"{name}.weight_scale", scale),
+            graph.constant(np.zeros(scale.shape, np.int8)),
+            name=f"{name}/weight",
+            axis=1,
+        )
+        y = graph.node("MatMul", x, unpacked, name=name)
+        if bias is None:
+            return y
+        return graph.node("Add", y, graph.weight(f"{name}.bias", bias), name=f"{name}/bias")
+
+    return emit
+
+
+def smoothing(peaks: NDArray[np.float32], weight: NDArray[Any]) -> NDArray[np.float32]:
+    """What each input channel is divided by, and its row of the weight multiplied with.
+
+    Args:
+        peaks: (K,) largest magnitude of each input channel.
+        weight: (K, N).
+    Returns:
+        (K,) positive; 1 for channels that are always zero on either side.
+    """
+    rows = np.abs(weight.astype(np.float32)).max(axis=1)
+    used = (peaks > 0) & (rows > 0)
+    ratio = np.divide(peaks, rows, out=np.ones_like(rows), where=used)
+    factor: NDArray[np.float32] = np.sqrt(ratio).astype(np.float32)
+    return factor
+
+
+def qdq_block_linear(block_size: int = 64) -> LinearForm:
+    """int4 weights in blocks of inputs with one scale each, arithmetic in float; opset 21.
+
+    TensorRT fuses blocks of 64 and 128. Widths that are no multiple of the block stay in float.
+    """
+
+    def emit(
+        graph: GraphBuilder, x: str, name: str, weight: NDArray[Any], bias: NDArray[Any] | None
+    ) -> str:
+        if weight.shape[0] % block_size:
+            return float_linear(graph, x, name, weight, bias)
+        codes, scales = int4_blocks(weight, block_size)
+        unpacked = graph.node(
+            "DequantizeLinear",
+            graph.int4_weight(f"{name}.weight_int4", codes),
+            graph.weight(f"{name}.weight_scales", scales),
+            name=f"{name}/weight",
+            axis=0,
+            block_size=block_size,
+        )
+        y = graph.node("MatMul", x, unpacked, name=name)
+        if bias is None:
+            return y
+        return graph.node("Add", y, graph.weight(f"{name}.bias", bias), name=f"{name}/bias")
+
+    return emit
+
+
+def int4_blocks(
+    weight: NDArray[Any], block_size: int
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Symmetric int4 with one scale per block of inputs.
+
+    The value of largest magnitude in a block becomes -8, which uses the whole code range; the
+    scale is negative where that value is positive.
+
+    Args:
+        weight: (K, N), K a multiple of the block size.
+    Returns:
+        (K, N) codes in [-8, 7] and (K / block_size, N) scales.
+    """
+    inputs, outputs = weight.shape
+    groups = weight.astype(np.float32).reshape(inputs // block_size, block_size, outputs)
+    largest = np.take_along_axis(groups, np.abs(groups).argmax(1)[:, None], 1)
+    scale = np.where(largest != 0, largest / -8, 1).astype(np.float32)
+    codes = np.clip(np.round(groups / scale), -8, 7).astype(np.int8)
+    return codes.reshape(inputs, outputs), scale[:, 0]
 
 
 def block_linear(bits: int, block_size: int = 32) -> LinearForm:

@@ -6,7 +6,6 @@ its opposite: two different inputs must give different outputs, or agreement wou
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from edge_atp.runtime.engine import Engine
 from edge_atp.runtime.model_dir import ModelDirectory
 from edge_atp.runtime.outputs import Prompt
 from edge_atp.types import VisualSignals
+from export.memory import fits, memory_bytes
 from export.parity_inputs import ParityInputs, make_inputs
 from export.precision import get_precision
 from export.reference import Reference
@@ -122,15 +122,9 @@ def require_memory(sources: Sources) -> None:
     Raises:
         ArtifactError: they do not; says how much is missing.
     """
-    storage = 4 if sources.model.tensors.dtype("llm.embed_tokens.weight") == "float32" else 2
-    needed = 2 * sources.model.tensors.num_bytes() * 4 // storage
-    try:
-        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
-        return
-    # Pages of the file cache count as used there, so only a clear lack is an error.
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > max(available, total * 9 // 10):
+    needed = 2 * sources.model.float32_bytes()
+    if not fits(needed):
+        total = (memory_bytes() or (0, 0))[1]
         raise ArtifactError(
             f"comparing with the original takes about {needed / 1e9:.0f} GB of memory, this"
             f" machine has {total / 1e9:.0f}; export on a larger one, or with --no-compare (the"

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edge_atp.errors import ConfigError
 from export.linear_forms import (
     LinearForm,
@@ -12,7 +15,11 @@ from export.linear_forms import (
     dynamic_int8_linear,
     float_linear,
     half_linear,
+    qdq_block_linear,
+    qdq_linear,
 )
+
+Ranges = Mapping[str, NDArray[np.float32]]
 
 # Holds at every precision: two different inputs must not give the same output.
 _DIFFER = {"other_image_same_features": 0.0, "other_prompt_same_logits": 0.0}
@@ -27,16 +34,26 @@ class Precision:
     forms: linear form per graph role; roles not named stay in float.
     limits: gates by name; what has no limit is measured and recorded.
     dialects: dialects that have the operators; empty for all.
+    calibrated: kinds of graphs written as Q/DQ with ranges from ``calibration.calibrate``.
+    stated: what the manifest says about the quantisation.
     """
 
     compute: str
     limits: Mapping[str, float]
     forms: Mapping[str, LinearForm] = field(default_factory=dict)
     dialects: tuple[str, ...] = ()
+    calibrated: tuple[str, ...] = ()
+    stated: Mapping[str, str] = field(default_factory=dict)
 
-    def form(self, role: str) -> LinearForm:
-        """The linear form of the graph of that role."""
-        return self.forms.get(role, float_linear)
+    def form(self, kind: str, ranges: Mapping[str, Ranges]) -> LinearForm:
+        """The linear form of graphs of that kind.
+
+        Args:
+            ranges: by kind, for kinds that are calibrated.
+        """
+        if kind in self.calibrated:
+            return qdq_linear(ranges[kind], _SENSITIVE)
+        return self.forms.get(kind, float_linear)
 
 
 _FP32 = Precision(
@@ -70,36 +87,81 @@ _FP16 = {
     "token_disagreement": 0.02,
 }
 _HALF_ROLES = dict.fromkeys(("vision", "project", "decoder"), half_linear)
-_BY_NAME = {
-    "fp32": _FP32,
-    "fp16": Precision("fp16", _FP16, _HALF_ROLES),
-    "int8": Precision(
+# Rounding in the vision encoder's first layer moves the most patches across the keep boundary.
+_SENSITIVE = ("vision.encoder.layers.0.",)
+_DYNAMIC_INT8 = {"vision": dynamic_int8_linear, "decoder": dynamic_int8_linear}
+# Not std24: ONNX Runtime 1.31 rewrites QuantizeLinear of opset 24 to int8 into a graph that it
+# refuses itself, so nothing could be compared.
+_STANDARD = ("prim17", "prim18")
+# Several entries of one name are the same precision in the operators of different dialects.
+_ALL = (
+    ("fp32", _FP32),
+    ("fp16", Precision("fp16", _FP16, _HALF_ROLES)),
+    (
         "int8",
-        _QUANTISED,
-        {"vision": dynamic_int8_linear, "decoder": dynamic_int8_linear},
-        ("ort-gqa",),
+        Precision(
+            "int8",
+            _QUANTISED,
+            _DYNAMIC_INT8,
+            ("ort-gqa",),
+            stated={"weights": "int8 per channel", "activations": "int8 at run time"},
+        ),
     ),
-    "int8-weights": Precision(
-        "int8-weights", _QUANTISED, {"decoder": block_linear(8)}, ("ort-gqa",)
+    (
+        "int8",
+        Precision(
+            "int8",
+            _QUANTISED,
+            dialects=_STANDARD,
+            calibrated=("vision", "decoder"),
+            stated={"weights": "int8 per channel, Q/DQ", "activations": "int8 calibrated, Q/DQ"},
+        ),
     ),
-    "int4-weights": Precision(
-        "int4-weights", _QUANTISED, {"decoder": block_linear(4)}, ("ort-gqa",)
+    (
+        "int8-weights",
+        Precision(
+            "int8-weights",
+            _QUANTISED,
+            {"decoder": block_linear(8)},
+            ("ort-gqa",),
+            stated={"weights": "int8 in blocks of 32"},
+        ),
     ),
-}
-NAMES = tuple(_BY_NAME)
+    (
+        "int4-weights",
+        Precision(
+            "int4-weights",
+            _QUANTISED,
+            {"decoder": block_linear(4)},
+            ("ort-gqa",),
+            stated={"weights": "int4 in blocks of 32"},
+        ),
+    ),
+    (
+        "int4-weights",
+        Precision(
+            "int4-weights",
+            _QUANTISED,
+            {"decoder": qdq_block_linear(64)},
+            ("std24",),
+            stated={"weights": "int4 in blocks of 64, Q/DQ"},
+        ),
+    ),
+)
+NAMES = tuple(dict.fromkeys(name for name, _ in _ALL))
 
 
 def get_precision(name: str, dialect: str) -> Precision:
-    """The precision of that name.
+    """The precision of that name in the operators of that dialect.
 
     Raises:
         ConfigError: unknown, or the dialect has no operators for it.
     """
-    if name not in _BY_NAME:
+    named = [precision for known, precision in _ALL if known == name]
+    if not named:
         raise ConfigError(f"precision is {name!r}; choose one of {', '.join(NAMES)}")
-    precision = _BY_NAME[name]
-    if precision.dialects and dialect not in precision.dialects:
-        raise ConfigError(
-            f"precision {name} needs dialect {' or '.join(precision.dialects)}, not {dialect}"
-        )
-    return precision
+    for precision in named:
+        if not precision.dialects or dialect in precision.dialects:
+            return precision
+    possible = sorted({d for precision in named for d in precision.dialects})
+    raise ConfigError(f"precision {name} needs dialect {' or '.join(possible)}, not {dialect}")

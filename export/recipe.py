@@ -20,9 +20,11 @@ from edge_atp.runtime.engine import Engine
 from edge_atp.runtime.model_dir import ModelDirectory, file_sha256
 from export.accuracy import accuracy_drop
 from export.architecture import Llava, read_llava
+from export.calibration import calibrate
 from export.dialects import load_dialect
 from export.graph import GraphBuilder
 from export.journal import Journal, fingerprint
+from export.memory import fits
 from export.parity import Measurements, require_memory, run_gates
 from export.parity_inputs import QUESTIONS
 from export.plan import Sources, plan_graphs
@@ -61,8 +63,7 @@ def export_model(
         else:
             parity = {"compared": False, "gates": {}}
         parity["gates"].update(_accuracy_gates(sources, staged, progress))
-        progress("recording golden answers")
-        _complete(staged, parity)
+        _complete(sources, staged, parity, progress)
     return ModelDirectory.open(out)
 
 
@@ -105,13 +106,23 @@ def _accuracy_gates(sources: Sources, staged: Path, progress: Progress) -> dict[
     return gates.as_json()
 
 
-def _complete(staged: Path, parity: dict[str, Any]) -> None:
+def _complete(sources: Sources, staged: Path, parity: dict[str, Any], progress: Progress) -> None:
     """Add the golden answers and the parity numbers to a directory that passed."""
-    engine = Engine.load(ModelDirectory.open(staged, unfinished=True), "ort-cpu")
-    golden.write_golden(staged / "golden.json", golden.record(engine, QUESTIONS))
-    engine.close()
     manifest = m.read_manifest(staged / m.FILE_NAME)
-    files = (*manifest.files, _file_spec(staged, golden.ROLE, "golden.json"))
+    files = manifest.files
+    # 16-bit weights are widened when ONNX Runtime loads them; quantised ones stay small.
+    needed = sources.model.float32_bytes() if sources.settings.precision == "fp32" else 0
+    if fits(needed):
+        progress("recording golden answers")
+        engine = Engine.load(ModelDirectory.open(staged, unfinished=True), "ort-cpu")
+        golden.write_golden(staged / "golden.json", golden.record(engine, QUESTIONS))
+        engine.close()
+        files = (*files, _file_spec(staged, golden.ROLE, "golden.json"))
+    else:
+        progress(
+            f"no golden answers: running the model takes about {needed / 1e9:.0f} GB of memory;"
+            " `edge-atp info --verify` will have nothing to compare with"
+        )
     m.write_manifest(staged / m.FILE_NAME, replace(manifest, files=files, parity=parity))
 
 
@@ -151,6 +162,8 @@ def write_directory(sources: Sources, journal: Journal, progress: Progress) -> N
     precision = get_precision(sources.settings.precision, sources.settings.dialect)
     opset = load_dialect(sources.settings.dialect).opset
     plan = plan_graphs(sources)
+    manifest = _manifest(sources)
+    ranges = calibrate(sources, manifest, progress) if precision.calibrated else {}
     for number, item in enumerate(plan, start=1):
         role = item.role
         data = f"{role}.weights" if item.weight_bytes > _EXTERNAL_BYTES else None
@@ -159,7 +172,7 @@ def write_directory(sources: Sources, journal: Journal, progress: Progress) -> N
             progress(f"[{number}/{len(plan)}] {role} was finished before")
         else:
             progress(f"[{number}/{len(plan)}] emitting {role}")
-            form = precision.form(item.kind)
+            form = precision.form(item.kind, ranges)
             graph = GraphBuilder(role, folder / data if data else None, opset, form)
             item.emit(graph)
             graph.save(folder / f"{role}.onnx")
@@ -175,7 +188,8 @@ def write_directory(sources: Sources, journal: Journal, progress: Progress) -> N
     for role, source in tokenizers:
         shutil.copyfile(source, folder / f"{role}.json")
         files.append(journal.record(role, f"{role}.json"))
-    m.write_manifest(folder / m.FILE_NAME, _manifest(sources, tuple(graphs), tuple(files)))
+    complete = replace(manifest, graphs=tuple(graphs), files=tuple(files))
+    m.write_manifest(folder / m.FILE_NAME, complete)
 
 
 def _embedding_table(model: Llava) -> np.ndarray:
@@ -202,9 +216,8 @@ def _tensor_spec(value: Any) -> m.TensorSpec:
     return m.TensorSpec(value.name, dtype, shape)
 
 
-def _manifest(
-    sources: Sources, graphs: tuple[m.GraphSpec, ...], files: tuple[m.FileSpec, ...]
-) -> m.Manifest:
+def _manifest(sources: Sources) -> m.Manifest:
+    """What is known before the first file is written; graphs and files are still empty."""
     settings, model, tower = sources.settings, sources.model, sources.tower
     vision, llm = model.vision, model.llm
     token = image_token(sources.tokenizer, model.image_token_id)
@@ -219,8 +232,8 @@ def _manifest(
             text_tower=tower.source if tower else "",
         ),
         exporter=_exporter(settings),
-        graphs=graphs,
-        files=files,
+        graphs=(),
+        files=(),
         preprocess=read_preprocess(settings.checkpoint, vision.image_size, settings.resize),
         vision=m.VisionSpec(
             num_patches=vision.grid**2,
@@ -262,7 +275,9 @@ def _manifest(
             model.image_token_id,
             settings.max_text_tokens,
         ),
-        precision=m.PrecisionSpec(settings.precision, _weight_storage(model)),
+        precision=m.PrecisionSpec(
+            settings.precision, _weight_storage(model), _quantisation(settings)
+        ),
         text_tower=m.TextTowerSpec(
             tower.context_length, tower.bos_token_id, tower.eos_token_id, tower.embed_dim
         )
@@ -279,6 +294,15 @@ def _exporter(settings: ExportSettings) -> m.ExporterSpec:
         opset=load_dialect(settings.dialect).opset,
         packages={name: importlib.metadata.version(name) for name in names},
     )
+
+
+def _quantisation(settings: ExportSettings) -> dict[str, Any]:
+    precision = get_precision(settings.precision, settings.dialect)
+    stated = dict(precision.stated)
+    if precision.calibrated:
+        name = Path(settings.calibration_set).name
+        stated["calibration"] = f"labelled set {name}" if name else "synthetic pictures"
+    return stated
 
 
 def _weight_storage(model: Llava) -> str:

@@ -33,6 +33,8 @@ class ExportSettings:
     resize: resize rule; empty takes the checkpoint's preprocessor.
     accuracy_set: labelled data set (``edge_atp.evaluation.dataset``) on which a quantised export
         must stay within a point of float32; empty for no such gate.
+    calibration_set: labelled data set whose pictures and prompts give the ranges of static int8
+        (dialects of TensorRT); empty takes the pictures of the parity gates.
     parity_images: folder of pictures for the parity gates; empty uses synthetic ones.
     compare: run the parity gates; without, the manifest says that nothing was compared.
     parity_new_tokens: answer tokens compared per prompt.
@@ -56,6 +58,7 @@ class ExportSettings:
     relevance_source: str = "raw"
     resize: str = ""
     accuracy_set: str = ""
+    calibration_set: str = ""
     parity_images: str = ""
     parity_questions: tuple[str, ...] = ()
     parity_new_tokens: int = 16
@@ -88,7 +91,7 @@ _CARD_FIELDS = {
     "relevance_source": "relevance_source",
 }
 # Settings that name something relative to the YAML file.
-_PATHS = ("checkpoint", "text_tower", "parity_images", "accuracy_set")
+_PATHS = ("checkpoint", "text_tower", "parity_images", "accuracy_set", "calibration_set")
 
 
 def read_settings(model: str, overrides: dict[str, Any]) -> ExportSettings:

@@ -1,0 +1,140 @@
+"""Peak memory of an export by depth: random checkpoints of LLaVA-1.5-7B's width.
+
+Every depth is exported in a process of its own; its peak resident memory and time are measured,
+and a line through the depths projects to the full 32 layers. Checkpoints are written one tensor at
+a time, so this script needs less memory than what it measures. Needs the `export` extra, and disk
+for twice the checkpoint (27 GB at 32 layers).
+
+Run: ``python -m benchmarks.export_memory --layers 2 4 8 --folder DIR [--json OUT]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+from safetensors.numpy import save_file
+
+from benchmarks.shapes import PROMPT, byte_tokenizer
+
+FULL_DEPTH = 32
+_SHARD_BYTES = 1 << 30
+
+
+def llava_7b(layers: int) -> transformers.LlavaConfig:
+    """LLaVA-1.5-7B with that many language layers and its whole vision encoder."""
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
+    )
+    llm = transformers.LlamaConfig(
+        vocab_size=32064,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=layers,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        max_position_embeddings=4096,
+    )
+    return transformers.LlavaConfig(
+        vision_config=vision.to_dict(),
+        text_config=llm.to_dict(),
+        image_token_index=2,
+        image_seq_length=576,
+    )
+
+
+def write_checkpoint(layers: int, folder: Path) -> int:
+    """Write a random float16 checkpoint shard by shard; returns its size in bytes."""
+    config = llava_7b(layers)
+    with torch.device("meta"):
+        model = transformers.LlavaForConditionalGeneration(config)
+    config.architectures = ["LlavaForConditionalGeneration"]
+    config.save_pretrained(folder)
+    byte_tokenizer().save(str(folder / "tokenizer.json"))
+    transformers.CLIPImageProcessor(
+        size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}
+    ).save_pretrained(folder)
+    rng = np.random.default_rng(0)
+    shard: dict[str, np.ndarray] = {}
+    total = number = 0
+    for name, tensor in model.state_dict().items():
+        if not tensor.is_floating_point():
+            continue
+        # Bytes of small positive float16 numbers: quick to make, never NaN.
+        codes = rng.integers(0x1000, 0x2000, tuple(tensor.shape), np.uint16)
+        shard[name] = codes.view(np.float16)
+        total += codes.nbytes
+        if sum(a.nbytes for a in shard.values()) > _SHARD_BYTES:
+            save_file(shard, str(folder / f"model-{number:05d}.safetensors"))
+            shard, number = {}, number + 1
+    save_file(shard, str(folder / f"model-{number:05d}.safetensors"))
+    return total
+
+
+def measure(layers: int, folder: Path, precision: str) -> dict[str, Any]:
+    """Export one depth; peak resident bytes and seconds of the exporting process."""
+    checkpoint, out = folder / f"checkpoint-{layers}", folder / f"model-{layers}"
+    size = write_checkpoint(layers, checkpoint)
+    command = [sys.executable, "-m", "export", "--model", str(checkpoint), "--out", str(out)]
+    command += ["--prompt", PROMPT, "--no-compare", "--precision", precision, "--overwrite"]
+    start = time.perf_counter()
+    process = subprocess.Popen(command)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    if status:
+        raise SystemExit(f"the export of {layers} layers failed")
+    written = sum(file.stat().st_size for file in out.iterdir())
+    shutil.rmtree(checkpoint)
+    shutil.rmtree(out)
+    return {
+        "layers": layers,
+        "checkpoint_bytes": size,
+        "written_bytes": written,
+        "peak_rss_bytes": usage.ru_maxrss * 1024,
+        "seconds": seconds,
+    }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--folder", type=Path, required=True, help="on a disk with room")
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    rows = [measure(layers, options.folder, options.precision) for layers in options.layers]
+    table = Table("layers", "checkpoint GB", "written GB", "peak RSS GB", "s")
+    for row in rows:
+        sizes = (row[n] / 1e9 for n in ("checkpoint_bytes", "written_bytes", "peak_rss_bytes"))
+        table.add_row(str(row["layers"]), *(f"{v:.2f}" for v in sizes), f"{row['seconds']:.0f}")
+    Console().print(table)
+    if len(rows) > 1 and FULL_DEPTH not in options.layers:
+        depths, peaks = zip(*((r["layers"], r["peak_rss_bytes"]) for r in rows), strict=True)
+        slope, start = np.polyfit(depths, peaks, 1)
+        projected = (start + slope * FULL_DEPTH) / 1e9
+        print(f"projected peak at {FULL_DEPTH} layers: {projected:.2f} GB (a line through these)")
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
