@@ -9,7 +9,7 @@ PYTEST := python -m pytest $(foreach plugin,launch_testing launch_ros launch_pyt
   launch_testing_ros launch_testing_ros_pytest_entrypoint,-p no:$(plugin))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test demo test lint format typecheck build model bench clean distclean
+.PHONY: help setup setup-sim setup-test demo sim test lint format typecheck build model bench clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,11 +17,17 @@ help: ## list the targets
 setup: ## virtual environment, ROS 2 and the built ros_ws (no torch)
 	@scripts/setup/setup.sh demo
 
+setup-sim: ## the same, and MuJoCo for the simulated cell
+	@scripts/setup/setup.sh sim
+
 setup-test: ## the same, and what export, training and the tests need (with torch)
 	@scripts/setup/setup.sh test
 
 demo: setup ## play the recorded warehouse bag, ask questions, write pictures to out/demo
 	@$(WITH_ROS) python -m edge_atp_ros.demo
+
+sim: setup-sim ## a planner moves items in the simulated cell, led by answers; pictures to out/sim
+	@$(WITH_ROS) python -m sim.run
 
 test: lint typecheck ## everything CI checks: lint, types, import rules and all tests
 	@$(WITH_ROS) $(PYTEST)
@@ -50,9 +56,9 @@ bench: setup ## time every pruning method's selection (minutes)
 
 # Not the whole of out/: a training run there has cost hours.
 clean: ## remove what builds, tests and the demo wrote
-	rm -rf ros_ws/build ros_ws/install ros_ws/log out/demo
+	rm -rf ros_ws/build ros_ws/install ros_ws/log out/demo out/sim
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	find edge_atp export models ros_ws launch tests scripts benchmarks \
+	find edge_atp export models ros_ws sim launch tests scripts benchmarks \
 	  -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## the same, and the virtual environment

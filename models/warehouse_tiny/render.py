@@ -41,7 +41,12 @@ class RenderedFrame:
     entities: np.ndarray
 
 
-def _import_mujoco() -> Any:
+def import_mujoco() -> Any:
+    """MuJoCo with off-screen OpenGL.
+
+    Raises:
+        RendererUnavailableError: it or its GL library is missing.
+    """
     os.environ.setdefault("MUJOCO_GL", "osmesa")
     os.environ.setdefault("LP_NUM_THREADS", "1")
     # OSMesa and Triton (which torch loads late) each bring an LLVM; loaded in this order they live
@@ -68,7 +73,7 @@ class SceneRenderer:
     """Off-screen renderer for images up to ``max_width`` x ``max_height``."""
 
     def __init__(self, max_width: int = 640, max_height: int = 480) -> None:
-        self._mj = mujoco = _import_mujoco()
+        self._mj = mujoco = import_mujoco()
         self._gl = mujoco.GLContext(max_width, max_height)
         self._gl.make_current()
         self._model = mujoco.MjModel.from_xml_string(build_mjcf())

@@ -2,7 +2,8 @@
 # Sets this checkout up: virtual environment, Python packages, ROS 2, message packages.
 #
 #   scripts/setup/setup.sh demo     what the nodes and the demo need (no torch)
-#   scripts/setup/setup.sh test     the same, and what export, training and tests need
+#   scripts/setup/setup.sh sim      the same, and MuJoCo for the simulated cell
+#   scripts/setup/setup.sh test     all of it, and what export, training and tests need
 #
 # Safe to repeat: each part remembers what it was made from and runs again only when that
 # changed. PYTHON=/path/to/python3.x chooses the interpreter. With an installed ROS 2 (Humble
@@ -87,10 +88,27 @@ pip_install() {
     --prefer-binary "$@"
 }
 
-# install_packages GROUP MODE : the Python packages of `demo` or `test`.
+# install_renderer GROUP : the library with which MuJoCo draws without a display. Only where that
+# needs no question; without it the simulated cell says what to install, and its tests skip.
+install_renderer() {
+  [ "$1" != demo ] || return 0
+  if { /sbin/ldconfig -p 2>/dev/null || ldconfig -p; } | grep libOSMesa >/dev/null; then return 0; fi
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    (step "libosmesa6, which draws the simulated cell" apt_install libosmesa6) && return 0
+  fi
+  say "  libosmesa6 is not installed; the simulated cell needs it: apt install libosmesa6"
+}
+
+apt_install() {
+  DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@" ||
+    { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"; }
+}
+
+# install_packages GROUP MODE : the Python packages of `demo`, `sim` or `test`.
 install_packages() {
   local group=$1 mode=$2 extras=bags arguments print files
-  [ "$group" = test ] && extras+=,export,model,evaluation,dev
+  [ "$group" = sim ] && extras+=,sim
+  [ "$group" = test ] && extras+=,sim,view,export,model,evaluation,dev
   arguments=(-r "$HERE/requirements-build.txt")
   if [ "$mode" = wheels ]; then
     extras+=,ros
@@ -162,8 +180,8 @@ build_workspace() {
 main() {
   local group=${1:-} mode started=$SECONDS
   case "$group" in
-    demo | test) ;;
-    *) fail "needs a part to set up, demo or test, not '$group'" ;;
+    demo | sim | test) ;;
+    *) fail "needs a part to set up, demo, sim or test, not '$group'" ;;
   esac
   mkdir -p "$WORKSPACE/log"
   touch "$WORKSPACE/log/COLCON_IGNORE"
@@ -186,6 +204,7 @@ main() {
   venv_usable "$mode" || make_venv "$mode"
   [ -f "$STAMPS/place" ] || made place "$ROOT $mode"
   install_packages "$group" "$mode"
+  install_renderer "$group"
   build_workspace "$mode"
   say "setup: ready ($((SECONDS - started)) s)"
 }

@@ -10,6 +10,7 @@ from edge_atp_msgs.msg import Answer, PatchMask, PatchMaskArray, Query
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 
+_DEPTH = 1000  # as the node: a burst must not push questions out
 FRAME_ID = "cell_camera_optical_frame"
 
 
@@ -30,9 +31,9 @@ class ScriptedVlm:
         self.silent = False
         self.with_masks = True
         self.queries: list[Query] = []
-        self._answers = self.node.create_publisher(Answer, "~/answer", 10)
-        self._masks = self.node.create_publisher(PatchMaskArray, "~/patch_mask", 10)
-        self.node.create_subscription(Query, "~/query", self._on_query, 10)
+        self._answers = self.node.create_publisher(Answer, "~/answer", _DEPTH)
+        self._masks = self.node.create_publisher(PatchMaskArray, "~/patch_mask", _DEPTH)
+        self.node.create_subscription(Query, "~/query", self._on_query, _DEPTH)
         self._executor = SingleThreadedExecutor(context=self.context)
         self._executor.add_node(self.node)
         self._thread = threading.Thread(target=self._executor.spin, daemon=True)

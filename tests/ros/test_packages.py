@@ -60,7 +60,10 @@ def test_the_core_library_is_not_hidden_by_the_ros_package():
     assert Path(edge_atp_ros.__file__).resolve().parent == NODE_PACKAGE / "edge_atp_ros"
 
 
-@pytest.mark.parametrize("name", ["vlm_node", "bag_player", "planner"])
+@pytest.mark.parametrize(
+    "name",
+    ["vlm_node", "bag_player", "planner", "pick_and_place", "bag_questions", "sim_cell", "viewer"],
+)
 def test_node_scripts_start_with_the_interpreter_that_holds_the_core(name):
     # ros2 run and launch look in lib/<package>.
     script = share("edge_atp").parents[1] / "lib" / "edge_atp" / name

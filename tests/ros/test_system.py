@@ -1,14 +1,12 @@
-"""The table of processes, the commands made of it, and the launch file that reads it."""
+"""The table of processes, and the commands made of it."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import subprocess
 import sys
 import time
-import types
 from pathlib import Path
 
 import pytest
@@ -26,11 +24,6 @@ from edge_atp_ros.system import (
 )
 
 SHARE = Path(__file__).resolve().parents[2] / "launch"
-LAUNCH_FILE = SHARE / "warehouse.launch.py"
-ARGUMENTS = {
-    "engine", "model", "camera_topics", "bag", "params_file", "namespace", "use_sim_time",
-    "autostart", "use_respawn", "planner", "log_level",
-}  # fmt: skip
 
 
 def table(**arguments) -> dict[str, Process]:
@@ -216,88 +209,3 @@ def wait_until(holds) -> None:
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.02)
-
-
-class Recorded:
-    """Stands for a class of launch: keeps what it was called with."""
-
-    def __init__(self, *args, **kwargs) -> None:
-        self.args, self.kwargs = args, kwargs
-        self.name = args[0] if args else kwargs.get("name")
-        self.choices = kwargs.get("choices")
-
-
-class Configuration(Recorded):
-    def perform(self, context) -> str:
-        return context[self.name]
-
-
-@pytest.fixture
-def launch_file(monkeypatch):
-    """The launch file, loaded with stand-ins for launch and launch_ros."""
-    fakes = {
-        "launch": {"LaunchDescription": Recorded},
-        "launch.actions": {"DeclareLaunchArgument": Recorded, "OpaqueFunction": Recorded},
-        "launch.substitutions": {"LaunchConfiguration": Configuration},
-        "launch_ros": {},
-        "launch_ros.actions": {"Node": Recorded},
-    }
-    for name, members in fakes.items():
-        module = types.ModuleType(name)
-        vars(module).update(members)
-        monkeypatch.setitem(sys.modules, name, module)
-    spec = importlib.util.spec_from_file_location("warehouse_launch", LAUNCH_FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_launch_file_declares_every_argument_with_help(launch_file):
-    declared = {argument.name: argument.kwargs for argument in launch_file.ARGUMENTS}
-
-    assert set(declared) == ARGUMENTS
-    assert all(kwargs["description"] and "default_value" in kwargs for kwargs in declared.values())
-    fields = set(WarehouseArguments.__dataclass_fields__) - {"player_parameters"}
-    assert set(declared) == fields
-
-
-def test_the_launch_file_starts_the_table(launch_file):
-    context = {a.name: a.kwargs["default_value"] for a in launch_file.ARGUMENTS}
-    actions = launch_file.start_processes(context | {"engine": "ort-cpu", "autostart": "False"})
-
-    assert [action.kwargs["name"] for action in actions] == ["vlm_node", "bag_player", "planner"]
-    vlm = actions[0].kwargs
-    assert (vlm["package"], vlm["executable"]) == ("edge_atp", "vlm_node")
-    file, single = vlm["parameters"]
-    assert Path(file).is_file()
-    assert single == {"autostart": False, "use_sim_time": False, "engine": "ort-cpu"}
-    assert vlm["respawn"]
-    assert ("~/query", "vlm_node/query") in actions[2].kwargs["remappings"]
-
-
-RUN_LAUNCH = """
-import sys
-from launch import LaunchDescription, LaunchService
-from launch.actions import IncludeLaunchDescription
-from launch.launch_description_sources import PythonLaunchDescriptionSource
-service = LaunchService()
-source = PythonLaunchDescriptionSource(sys.argv[1])
-service.include_launch_description(LaunchDescription([IncludeLaunchDescription(source)]))
-sys.exit(service.run())
-"""
-
-
-def test_ros2_launch_brings_the_system_up_and_down(start_process, tmp_path):
-    pytest.importorskip(
-        "launch_ros", reason="launch_ros is not on PyPI; it comes with an installed ROS 2"
-    )
-    env = {"ROS_LOG_DIR": str(tmp_path)}
-    process = start_process([sys.executable, "-c", RUN_LAUNCH, str(LAUNCH_FILE)], env=env)
-    process.wait_for("active: cameras", 30.0)
-    process.wait_for("playing ", 30.0)
-    process.wait_for("what hazard is on the floor? ->", 30.0)
-    process.signal_group(signal.SIGINT)
-
-    assert process.wait() == 0
-    assert process.output().count("process has finished cleanly") == 3
-    assert "Traceback" not in process.output()

@@ -59,6 +59,10 @@ setup(
             f"vlm_node = {MODULE}.vlm_node:main",
             f"bag_player = {MODULE}.bag_player:main",
             f"planner = {MODULE}.planner:main",
+            f"pick_and_place = {MODULE}.pick_and_place:main",
+            f"bag_questions = {MODULE}.bag_questions:main",
+            f"sim_cell = {MODULE}.sim_cell:main",
+            f"viewer = {MODULE}.viewer:main",
         ],
     },
 )

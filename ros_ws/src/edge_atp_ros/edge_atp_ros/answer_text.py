@@ -56,3 +56,9 @@ def item_asked_for(question: str) -> Item | None:
     """The item in `Where is the red box?`; None for other questions."""
     match = _WHERE.fullmatch(question.strip())
     return parse_item(match["item"]) if match else None
+
+
+def parse_slots(answer: str) -> tuple[int, ...]:
+    """`1, 3` -> (1, 3): the free slots of a shelf; () for `none` and anything else."""
+    numbers = [part.strip() for part in answer.split(",")]
+    return tuple(int(n) for n in numbers) if all(n in ("1", "2", "3", "4") for n in numbers) else ()

@@ -22,6 +22,7 @@
 
     vlm.ask_choice("is slot 2 on the top shelf empty?", ["yes", "no"]).confidence
     vlm.subscribe(lambda reply: print(reply.text))         # every answer, asked by whomever
+    vlm.stand("what hazard is on the floor?", query_id="floor", max_rate_hz=2.0)
 
 The client has a node and a thread of its own, so nothing here spins or blocks the planner's
 executor: every call works from any thread and from a callback of any executor, and answers arrive
@@ -47,7 +48,6 @@ from typing import TYPE_CHECKING
 from edge_atp_msgs.msg import Answer, PatchMaskArray, Query
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
 
 from edge_atp_ros.client_errors import (
@@ -61,9 +61,11 @@ from edge_atp_ros.client_errors import (
     UnusableAnswerError,
     WrongFrameError,
 )
-from edge_atp_ros.joining import MaskJoiner
-from edge_atp_ros.replies import AnswerGuard, Reply
-from edge_atp_ros.requests import AskOptions, PendingReply, Request, with_guard
+from edge_atp_ros.client_joining import MaskJoiner
+from edge_atp_ros.client_node import private_node
+from edge_atp_ros.client_reply import AnswerGuard, Reply
+from edge_atp_ros.client_request import AskOptions, PendingReply, Request, with_guard
+from edge_atp_ros.client_standing import StandingQuestions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -126,11 +128,16 @@ class VlmClient:
         query, answer, masks = (
             node.resolve_topic_name(f"{vlm}/{name}") for name in ("query", "answer", "patch_mask")
         )
-        self._node = _private_node(node)
+        self._node = private_node(node)
         self._answer_topic = answer
         self._queries = self._node.create_publisher(Query, query, _QOS)
         self._node.create_subscription(Answer, answer, self._on_answer, _QOS)
         self._node.create_subscription(PatchMaskArray, masks, self._on_masks, _QOS)
+        self._standing = StandingQuestions(
+            self._node,
+            node.resolve_service_name(f"{vlm}/set_query"),
+            node.resolve_service_name(f"{vlm}/remove_query"),
+        )
         self._executor = SingleThreadedExecutor(context=node.context)
         self._executor.add_node(self._node)
         self._thread = threading.Thread(target=self._spin, name="vlm_client", daemon=True)
@@ -170,7 +177,8 @@ class VlmClient:
             ClosedError: the client was closed meanwhile.
             ClientError: called in the client's own thread, which would wait for itself.
         """
-        return self._wait(self.ask_async(question, **options))
+        self._refuse_own_thread("ask")
+        return self.ask_async(question, **options).result()
 
     def ask_choice(
         self, question: str, choices: Sequence[str], **options: Unpack[AskOptions]
@@ -180,7 +188,8 @@ class VlmClient:
         Raises:
             ClientError: as ``ask``; RefusedAnswerError where the node cannot score choices.
         """
-        return self._wait(self.ask_choice_async(question, choices, **options))
+        self._refuse_own_thread("ask_choice")
+        return self.ask_choice_async(question, choices, **options).result()
 
     def ask_async(self, question: str, **options: Unpack[AskOptions]) -> PendingReply:
         """Ask; returns the reply to come at once. The options are the fields of ``Request``.
@@ -232,6 +241,42 @@ class VlmClient:
             self._listeners[key] = hear
         return functools.partial(self._unsubscribe, key)
 
+    def stand(
+        self,
+        question: str,
+        *,
+        query_id: str = "",
+        max_rate_hz: float = 0.0,
+        choices: Sequence[str] = (),
+        **options: Unpack[AskOptions],
+    ) -> str:
+        """Set a standing question, answered again and again; hear it with ``subscribe``. Waits.
+
+        Args:
+            query_id: names it, and replaces the one of that name; "": the node assigns one.
+            max_rate_hz: answers per second at most; 0: every frame the node can manage.
+            choices, options: as for asking; ``newer_than_ns`` plays no part.
+        Returns:
+            The query_id.
+        Raises:
+            NoAnswerError: the node does not respond.
+            ClientError: it refused; or called in the client's own thread.
+        """
+        self._refuse_own_thread("stand")
+        request = self._request(question, tuple(choices), options)
+        query = request.to_message(query_id)
+        query.max_rate = max_rate_hz
+        return self._standing.set(query, request.timeout_s)
+
+    def withdraw(self, query_id: str) -> None:
+        """Remove a standing question. Waits.
+
+        Raises:
+            NoAnswerError, ClientError: as ``stand``.
+        """
+        self._refuse_own_thread("withdraw")
+        self._standing.remove(query_id, self._timeout_s)
+
     def close(self) -> None:
         """Stop; whoever still waits gets a ClosedError."""
         self._closing.set()
@@ -243,8 +288,7 @@ class VlmClient:
             self._listeners.pop(key, None)
 
     def _submit(self, question: str, choices: tuple[str, ...], options: AskOptions) -> PendingReply:
-        given = with_guard(options, self._guard, self._timeout_s)
-        request = Request(question, choices=choices, **given)
+        request = self._request(question, choices, options)
         pending = PendingReply(request, f"{self._prefix}-{next(self._numbers)}")
         with self._lock:
             if self._closing.is_set():
@@ -253,14 +297,16 @@ class VlmClient:
         self._send(pending)
         return pending
 
-    def _wait(self, pending: PendingReply) -> Reply:
-        if threading.current_thread() is self._thread and not pending.done():
-            pending.cancel()
+    def _request(self, question: str, choices: tuple[str, ...], options: AskOptions) -> Request:
+        given = with_guard(options, self._guard, self._timeout_s)
+        return Request(question, choices=choices, **given)
+
+    def _refuse_own_thread(self, call: str) -> None:
+        if threading.current_thread() is self._thread:
             raise ClientError(
-                "ask() was called in a callback of subscribe() or add_done_callback(), which runs"
-                " in the client's own thread and would wait for itself; use ask_async() there"
+                f"{call}() was called in a callback of subscribe() or add_done_callback(), which"
+                " runs in the client's own thread and would wait for itself; ask_async() does not"
             )
-        return pending.result()
 
     def _send(self, pending: PendingReply) -> None:
         """Publish the question once a node listens; before, it would be lost."""
@@ -348,19 +394,3 @@ class VlmClient:
                 hear(reply)
             except Exception:  # one listener's bug must not end all answers
                 self._logger.error(f"a callback of subscribe() failed\n{traceback.format_exc()}")
-
-
-def _private_node(node: Node) -> Node:
-    """A node beside the planner's, whose callbacks only the client's thread runs."""
-    overrides = []
-    if node.has_parameter("use_sim_time"):
-        overrides.append(node.get_parameter("use_sim_time"))
-    return Node(
-        f"{node.get_name()}_vlm_client_{uuid.uuid4().hex[:6]}",
-        context=node.context,
-        namespace=node.get_namespace(),
-        parameter_overrides=[Parameter("use_sim_time", value=o.value) for o in overrides],
-        use_global_arguments=False,  # a remapped name (__node) is the planner's alone
-        enable_rosout=False,
-        start_parameter_services=False,
-    )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from edge_atp.errors import EdgeAtpError
 
 if TYPE_CHECKING:
-    from edge_atp_ros.replies import Reply
+    from edge_atp_ros.client_reply import Reply
 
 
 class ClientError(EdgeAtpError):

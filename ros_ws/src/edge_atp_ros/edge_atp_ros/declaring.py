@@ -14,12 +14,14 @@ from rclpy.node import Node
 
 from edge_atp_ros.process import StartError
 
+_FLOATS = "floats"
 _TYPES = {
     bool: ParameterType.PARAMETER_BOOL,
     int: ParameterType.PARAMETER_INTEGER,
     float: ParameterType.PARAMETER_DOUBLE,
     str: ParameterType.PARAMETER_STRING,
     tuple: ParameterType.PARAMETER_STRING_ARRAY,
+    _FLOATS: ParameterType.PARAMETER_DOUBLE_ARRAY,
 }
 
 
@@ -36,24 +38,26 @@ def declare(
     """Declare a parameter and return its value.
 
     Args:
-        default: also gives the type: bool, int, float, str, or a tuple of str.
+        default: also gives the type: bool, int, float, str, a tuple of str, or a tuple of
+            float that is not empty.
         text: help, shown by `ros2 param describe`.
         low, high: inclusive range of a number.
         read_only: settled when the node starts.
     Returns:
-        The value given at the start, or the default; a tuple for string arrays.
+        The value given at the start, or the default; a tuple for arrays.
     Raises:
         StartError: the value given at the start is of another type or out of range.
     """
+    array = isinstance(default, tuple)
+    kind = _FLOATS if array and default and isinstance(default[0], float) else type(default)
     descriptor = ParameterDescriptor(
-        name=name, type=_TYPES[type(default)], description=text, read_only=read_only
+        name=name, type=_TYPES[kind], description=text, read_only=read_only
     )
     if low is not None and high is not None:
         if isinstance(default, float):
             descriptor.floating_point_range = [FloatingPointRange(from_value=low, to_value=high)]
         else:
             descriptor.integer_range = [IntegerRange(from_value=int(low), to_value=int(high))]
-    array = isinstance(default, tuple)
     try:
         value = node.declare_parameter(name, list(default) if array else default, descriptor).value
     except Exception as error:  # rclpy's errors on values share no base class below Exception

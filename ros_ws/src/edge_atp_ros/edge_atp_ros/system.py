@@ -38,6 +38,7 @@ class Process:
     remappings: (from, to) names.
     environment: variables added to those inherited.
     respawn: start it again when it ends, after RESPAWN_DELAY_S.
+    ends_all: under `ros2 launch`, the others end when it does.
     log_level: debug, info, warn, error or fatal.
     """
 
@@ -49,6 +50,7 @@ class Process:
     remappings: tuple[tuple[str, str], ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     respawn: bool = False
+    ends_all: bool = False
     log_level: str = "info"
 
 
@@ -91,11 +93,11 @@ def warehouse(arguments: WarehouseArguments, share: Path) -> list[Process]:
     Raises:
         SettingError: a file does not exist, or camera_topics is malformed.
     """
-    params_file = _existing("params_file", arguments.params_file or share / "params/warehouse.yaml")
+    params_file = existing("params_file", arguments.params_file or share / "params/warehouse.yaml")
     common: dict[str, Any] = {
         "namespace": arguments.namespace,
         "parameter_files": (str(params_file),),
-        "environment": _environment(share),
+        "environment": profile_environment(share),
         "log_level": arguments.log_level,
     }
     clock = {"use_sim_time": arguments.use_sim_time}
@@ -193,7 +195,7 @@ def _vlm_parameters(arguments: WarehouseArguments) -> dict[str, Any]:
     if arguments.camera_topics:
         topics = parse_camera_topics(arguments.camera_topics)
     elif arguments.bag not in ("", NO_BAG):
-        topics = recorded_cameras(_existing("bag", arguments.bag))
+        topics = recorded_cameras(existing("bag", arguments.bag))
     if topics:
         parameters["cameras"] = list(topics)
         parameters["camera_topics"] = list(topics.values())
@@ -203,18 +205,24 @@ def _vlm_parameters(arguments: WarehouseArguments) -> dict[str, Any]:
 def _bag(arguments: WarehouseArguments, share: Path) -> Path | None:
     if arguments.bag == NO_BAG or (arguments.camera_topics and not arguments.bag):
         return None
-    return _existing("bag", arguments.bag or share / "bags" / DEFAULT_BAG)
+    return existing("bag", arguments.bag or share / "bags" / DEFAULT_BAG)
 
 
-def _environment(share: Path) -> dict[str, str]:
+def profile_environment(share: Path) -> dict[str, str]:
+    """The Fast DDS profile that lets images through, unless the user has named one."""
     # Two default transports of Fast DDS lose most images; a profile of the user's own wins.
     if os.environ.get(_PROFILE_VARIABLE):
         return {}
     profile = share / "fastdds_large_images.xml"
-    return {_PROFILE_VARIABLE: str(_existing(_PROFILE_VARIABLE, profile))}
+    return {_PROFILE_VARIABLE: str(existing(_PROFILE_VARIABLE, profile))}
 
 
-def _existing(name: str, path: str | Path) -> Path:
+def existing(name: str, path: str | Path) -> Path:
+    """The absolute path of a file or folder.
+
+    Raises:
+        SettingError: it does not exist; names the argument.
+    """
     found = Path(path).expanduser().absolute()
     if not found.exists():
         raise SettingError(f"{name} is {path}, which does not exist")

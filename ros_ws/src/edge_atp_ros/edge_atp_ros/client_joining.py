@@ -11,7 +11,7 @@ from collections import OrderedDict
 
 from edge_atp_msgs.msg import Answer, PatchMaskArray
 
-from edge_atp_ros.replies import Reply
+from edge_atp_ros.client_reply import Reply
 
 _KEPT_MASKS = 256
 _WITHOUT_MASKS = (Answer.STATUS_ERROR, Answer.STATUS_EXPIRED, Answer.STATUS_CANCELED)

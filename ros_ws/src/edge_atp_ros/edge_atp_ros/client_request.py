@@ -12,7 +12,7 @@ from builtin_interfaces.msg import Duration
 from edge_atp_msgs.msg import PruneConfig, Query
 
 from edge_atp.errors import ConfigError
-from edge_atp_ros.replies import AnswerGuard, Reply
+from edge_atp_ros.client_reply import AnswerGuard, Reply
 
 if TYPE_CHECKING:
     _Future = concurrent.futures.Future[Reply]

@@ -1,0 +1,23 @@
+"""Executable `viewer`: shows a running VLM node in rerun (see ``viewing``)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from edge_atp_ros.process import run_node
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the node until a signal arrives; returns the exit code."""
+    return run_node(_load, args)
+
+
+def _load() -> type:
+    from edge_atp_ros.viewing import Viewer
+
+    return Viewer
+
+
+if __name__ == "__main__":
+    sys.exit(main())
