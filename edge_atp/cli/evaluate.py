@@ -68,6 +68,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--robustness-limit", type=int, default=200, metavar="N", help="images there (default 200)"
     )
+    parser.add_argument(
+        "--choices",
+        action="store_true",
+        help="score short questions over a closed answer set: the question's own, or all answers"
+        " of its family; the calibration error is then that of the choice's probability",
+    )
     parser.add_argument("--resume", action="store_true", help="go on with what --out holds")
     parser.add_argument(
         "--baseline",
@@ -130,6 +136,7 @@ def run(args: argparse.Namespace) -> int:
         processes=args.processes,
         max_seconds=60.0 * args.max_minutes,
         resume=args.resume,
+        choices=args.choices,
         baseline=args.baseline,
         plots=not args.no_plots,
     )

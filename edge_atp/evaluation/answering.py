@@ -16,6 +16,7 @@ import numpy as np
 
 from edge_atp import pruning
 from edge_atp.config import PipelineConfig
+from edge_atp.evaluation.answer_sets import AnswerSets
 from edge_atp.evaluation.arms import DENSE, Arm
 from edge_atp.evaluation.conditions import Condition
 from edge_atp.evaluation.dataset import LabelledDataset
@@ -63,6 +64,7 @@ class Answerer:
         self._directory = ModelDirectory.open(find_model(config.model))
         self.engine = Engine.load(self._directory, config.engine, num_threads=config.num_threads)
         self._examples = dict(dataset.by_image())
+        self._choices = AnswerSets(dataset.examples, dataset.families, config.max_choices)
 
     def answer(self, task: Task) -> FinishedTask:
         """Answer every question about the task's image."""
@@ -122,7 +124,8 @@ class Answerer:
         text_s = self._warm_text(question, arms)
         answers = {}
         for arm in arms:
-            query = Query(question, prune=arm.prune_spec())
+            choices = self._choices.of(example) if arm.closed else ()
+            query = Query(question, choices=choices, prune=arm.prune_spec())
             answer = pipelines[arm.relevance_source].answer(query, [encoding])
             times = answer.times
             kept = np.asarray(answer.masks[0].kept)

@@ -22,12 +22,14 @@ class Arm:
     method: name of a pruning method, or "dense".
     num_kept: visual tokens kept per image; N for dense.
     alpha, relevance_source: override the model's own; None and "" leave them.
+    closed: questions that have a closed answer set are scored over it, not answered freely.
     """
 
     method: str
     num_kept: int
     alpha: float | None = None
     relevance_source: str = ""
+    closed: bool = False
 
     @property
     def name(self) -> str:

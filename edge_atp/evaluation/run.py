@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import platform
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ class Settings:
     robustness_methods: asked there beside dense.
     robustness_limit: images there.
     processes, max_seconds, resume: how to run.
+    choices: score questions over their closed answer sets.
     baseline: results folder of an earlier run on the same data set, such as that of another
         precision; None for none.
     plots: write pictures.
@@ -70,6 +71,7 @@ class Settings:
     processes: int = 1
     max_seconds: float = 0.0
     resume: bool = False
+    choices: bool = False
     baseline: Path | None = None
     plots: bool = True
 
@@ -150,9 +152,9 @@ def answer_all(
     """Ask everything; returns the records and whether the time cap left nothing out."""
     tasks = plan_tasks(
         dataset.images,
-        arms,
+        tuple(replace(arm, closed=settings.choices) for arm in arms),
         conditions,
-        disturbed_arms,
+        tuple(replace(arm, closed=settings.choices) for arm in disturbed_arms),
         settings.robustness_limit,
         settings.long_limit,
     )
@@ -162,6 +164,7 @@ def answer_all(
         "arms": [arm.name for arm in arms],
         "disturbed_arms": [arm.name for arm in disturbed_arms],
         "long_limit": settings.long_limit,
+        **({"choices": True} if settings.choices else {}),
         "seed": settings.config.seed,
         "max_new_tokens": settings.config.max_new_tokens,
     }
@@ -207,6 +210,7 @@ def describe_run(
             "questions": len(dataset.examples),
         },
         "seed": settings.config.seed,
+        "choices": settings.choices,
         "complete": complete,
     }
 
