@@ -15,6 +15,8 @@ from edge_atp.budget import Budget
 from edge_atp.conversations import Conversation
 from edge_atp.interruption import Interruption
 from edge_atp.mask import to_bool
+from edge_atp.pruning.base import InModelPruner
+from edge_atp.runtime.in_vit.encoder import PrunedVision
 from edge_atp.runtime.outputs import Prompt, VisionOutput
 from edge_atp.runtime.prompt import Turn
 from edge_atp.timing import StageClock
@@ -22,6 +24,7 @@ from edge_atp.types import (
     Answer,
     ConfidenceKind,
     Frame,
+    LayerCut,
     PatchGrid,
     PatchMask,
     Query,
@@ -65,6 +68,9 @@ class AnswerWork:
     images: (K_i, H) projected tokens of each new image.
     turns: the conversation before it that the prompt holds.
     text_known: the question's embedding was remembered.
+    cut: the pruning method where it cuts inside the model.
+    pruned: images that it cut in the vision encoder.
+    num_kept, num_left: visual tokens it is to leave in the language model, and did leave.
     """
 
     query: Query
@@ -81,6 +87,12 @@ class AnswerWork:
     turns: tuple[Turn, ...] = ()
     prompt: Prompt | None = None
     response: Response = Response()
+    cut: InModelPruner | None = None
+    pruned: list[PrunedVision] = field(default_factory=list)
+    num_kept: int | None = None
+    num_left: int | None = None
+    cuts: tuple[LayerCut, ...] = ()
+    kv_bytes: int = 0
 
     def prefilled(self) -> None:
         """The logits of the prompt are there."""
@@ -117,7 +129,7 @@ class AnswerWork:
             masks=self.masks(grid),
             tokens=TokenCounts(
                 visual_total=grid.num_patches * (earlier + len(self.images)),
-                visual_kept=prompt.num_visual_tokens if prompt else 0,
+                visual_kept=self._visual_kept(),
                 prompt_text=prompt.num_text_tokens if prompt else 0,
                 generated=len(response.token_ids),
             ),
@@ -134,4 +146,11 @@ class AnswerWork:
                 kv_tokens=reused_tokens if prompt else 0,
             ),
             turn=self.conversation.num_turns + 1 if self.query.conversation_id else 0,
+            cuts=self.cuts,
+            kv_bytes=self.kv_bytes,
         )
+
+    def _visual_kept(self) -> int:
+        if self.num_left is not None:
+            return self.num_left
+        return self.prompt.num_visual_tokens if self.prompt else 0

@@ -19,6 +19,7 @@ from edge_atp.budget import Budget, plan
 from edge_atp.config import PipelineConfig
 from edge_atp.conversations import Conversation, ConversationStore, without_oldest
 from edge_atp.cost_model import Work
+from edge_atp.cutting import CuttingStages, in_model
 from edge_atp.errors import BudgetExceededError, ConfigError, InvalidQueryError
 from edge_atp.frame_reuse import FrameMemory
 from edge_atp.interruption import Interruption
@@ -26,8 +27,10 @@ from edge_atp.latency_budget import LatencyBudget, find_latency_budget
 from edge_atp.preprocess import Preprocessor
 from edge_atp.query_check import check_query
 from edge_atp.responding import FINISHED, choose, generate
+from edge_atp.runtime.depth import fit_options
 from edge_atp.runtime.engine import Engine
 from edge_atp.runtime.find_model import find_model
+from edge_atp.runtime.in_model import cuts_encoder, has_graphs, require_graphs
 from edge_atp.runtime.manifest import Manifest
 from edge_atp.runtime.model_dir import ModelDirectory
 from edge_atp.runtime.outputs import Prompt
@@ -90,6 +93,7 @@ class Pipeline:
         self.conversations = ConversationStore(
             config.max_conversations, config.conversation_age, config.conversation_memory_mb << 20
         )
+        self._cutting = CuttingStages(engine, self.preprocess, self.grid)
         self._frames: FrameMemory[Encoding] = FrameMemory(config.frame_tolerance)
         self._pruner(self.default_budget)  # an unknown default is an error now, not per question
 
@@ -143,6 +147,7 @@ class Pipeline:
             self._budgets(query, len(frames)),
             self.conversations.get(query.conversation_id),
         )
+        work.cut = in_model(self._pruner(work.budgets[0]))
         for frame in frames:
             if not work.stop():
                 self._encode(work, frame)
@@ -175,7 +180,8 @@ class Pipeline:
             self.engine.check_choices(query.choices)
         for budget in self._budgets(query, num_frames):
             try:
-                self._pruner(budget)
+                if (method := in_model(self._pruner(budget))) is not None:
+                    self._cutting.check(method, query, budget)
             except ConfigError as error:
                 raise InvalidQueryError(f"prune.method: {error}") from error
 
@@ -205,6 +211,7 @@ class Pipeline:
 
     def close(self) -> None:
         """Release the backend's memory and forget frames and conversations."""
+        self._cutting.close()
         self.engine.close()
         self.conversations.clear()
         self._frames.clear()
@@ -231,11 +238,19 @@ class Pipeline:
         return query.max_new_tokens or self.config.max_new_tokens
 
     def _encode(self, work: AnswerWork, frame: Frame | Encoding) -> None:
-        encoding = frame if isinstance(frame, Encoding) else self.encode(frame, work.clock)
+        if work.cut and cuts_encoder(work.cut):
+            budget = work.budgets[len(work.encodings)]
+            encoding = self._cutting.encode(work, frame, budget)
+        else:
+            encoding = frame if isinstance(frame, Encoding) else self.encode(frame, work.clock)
         work.num_encoded += encoding is not frame and not encoding.reused
         work.encodings.append(encoding)
 
     def _select(self, work: AnswerWork) -> None:
+        if work.cut:
+            work.selections = self._cutting.select(work)
+            work.clock.lap("prune")
+            return
         question = work.query.text
         reads_text = "text_embed" in self._pruner(work.budgets[0]).needs
         work.text_known = reads_text and self.engine.remembers_text(question)
@@ -247,16 +262,20 @@ class Pipeline:
 
     def _decode(self, work: AnswerWork, on_text: Callable[[str], None] | None) -> None:
         """Project, put the prompt together, prefill, and generate or choose the answer."""
-        work.images = [
+        work.images = self._cutting.project(work) or [
             self._project(encoding, selection)
             for encoding, selection in zip(work.encodings, work.selections, strict=True)
         ]
-        work.prompt, work.turns = self._prompt(work)
+        prompt, work.turns = self._prompt(work)
+        work.prompt = self._cutting.prepare(work, prompt) if work.cut else prompt
         if work.query.choices:
             work.response = choose(self.engine, work, work.prompt, on_text)
         else:
             longest = self._longest(work.query)
             work.response = generate(self.engine, work, work.prompt, longest, on_text)
+        work.kv_bytes = self.engine.kv_held_bytes
+        if work.cut:
+            self._cutting.finish(work)
         work.clock.lap("decode")
 
     def _default_budget(self) -> Budget:
@@ -276,12 +295,11 @@ class Pipeline:
             "seed": self.config.seed,
         }
         taken = pruning.option_names(budget.method)
-        pruner = pruning.load(budget.method, **{k: v for k, v in offered.items() if k in taken})
-        if pruner.site != "post_encoder":
-            raise ConfigError(
-                f"{budget.method} prunes {pruner.site.replace('_', ' ')}; it runs on a Hugging Face"
-                " model through edge_atp.hf.attach, not on an exported engine"
-            )
+        options = {name: value for name, value in offered.items() if name in taken}
+        options |= fit_options(budget.method, self.manifest)
+        pruner = pruning.load(budget.method, **options)
+        if (method := in_model(pruner)) is not None:
+            require_graphs(method, self.manifest)
         return pruner
 
     def _project(self, encoding: Encoding, selection: Selection) -> NDArray[np.float32]:
@@ -329,18 +347,20 @@ class Pipeline:
 
 
 def runnable_methods(manifest: Manifest) -> tuple[str, ...]:
-    """Pruning methods that a model directory's graphs feed, sorted."""
+    """Pruning methods that a model directory's graphs feed or can be cut by, sorted."""
     exposed = {"patch_grid", "image_embeds", "text_tokens"}
     exposed.update(output.name for output in manifest.graph("vision").outputs)
     if manifest.text_tower:
         exposed.add("text_embed")
-    return tuple(name for name in pruning.available() if _is_fed(name, exposed))
+    return tuple(name for name in pruning.available() if _is_fed(name, exposed, manifest))
 
 
-def _is_fed(method: str, exposed: set[str]) -> bool:
+def _is_fed(method: str, exposed: set[str], manifest: Manifest) -> bool:
     try:
         pruner = pruning.load(method)
     except ImportError:  # the method's own package is missing: nobody else's concern
         return False
+    if (cut := in_model(pruner)) is not None:
+        return has_graphs(cut, manifest)
     groups = [*((name,) for name in pruner.needs), *pruner.needs_one_of]
-    return pruner.site == "post_encoder" and all(exposed.intersection(g) for g in groups)
+    return all(exposed.intersection(group) for group in groups)

@@ -26,7 +26,10 @@ def generate(
     generation = engine.generate(
         prompt,
         max_new_tokens=max_new_tokens,
+        cut=work.cut if work.num_kept else None,
+        num_kept=work.num_kept,
         held=work.conversation.held,
+        on_lap=work.clock.lap,
         on_prefill=work.prefilled,
         on_token=on_text,
         should_stop=work.stop,
@@ -51,7 +54,10 @@ def choose(
         prompt,
         work.query.choices,
         negligible=_NEGLIGIBLE,
+        cut=work.cut if work.num_kept else None,
+        num_kept=work.num_kept,
         held=work.conversation.held,
+        on_lap=work.clock.lap,
         on_prefill=work.prefilled,
         should_stop=work.stop,
     )

@@ -211,6 +211,21 @@ class TokenCounts:
 
 
 @dataclass(frozen=True)
+class LayerCut:
+    """Visual tokens left by one cut inside the model.
+
+    part: "vision" or "language".
+    layer: 0-based; the vision layer behind whose attention tokens left, or the language layer
+        that fewer tokens entered.
+    num_kept: tokens of all images that went on, fused ones included, recycled ones not.
+    """
+
+    part: str
+    layer: int
+    num_kept: int
+
+
+@dataclass(frozen=True)
 class Reuse:
     """What an answer did not compute because it was there already.
 
@@ -252,6 +267,9 @@ class Answer:
     turn: place of the question in its conversation, from 1; 0 if it stands alone.
     predicted_s: seconds that this device was predicted to take, waiting not counted, before the
         work began; None without a calibration (``edge-atp bench --calibrate``).
+    cuts: what each cut inside the model left, in the order they happened; empty for methods that
+        cut between vision encoder and language model.
+    kv_bytes: memory of the keys and values that the answer held in the end.
     """
 
     text: str
@@ -269,3 +287,5 @@ class Answer:
     reused: Reuse = Reuse()
     turn: int = 0
     predicted_s: float | None = None
+    cuts: tuple[LayerCut, ...] = ()
+    kv_bytes: int = 0

@@ -164,7 +164,7 @@ def test_score_mass_keeps_more_for_more_mass(pipeline, frame):
         (Query("hi", max_new_tokens=-1), "max_new_tokens is -1"),
         (Query("hi", prune=PruneSpec(method="magic")), "unknown pruning method 'magic'.*atp"),
         (Query("hi", prune=PruneSpec(Policy.KEEP_RATIO, keep_ratio=2)), "keep_ratio is 2"),
-        (Query("hi", prune=PruneSpec(method="fastv")), "edge_atp.hf.attach"),
+        (Query("hi", prune=PruneSpec(method="fastv")), "--block-layers 1"),
         (Query("hi <image> there"), "<image>"),
         (Query("hi", choices=("yes",)), "choices has 1 entries"),
     ],

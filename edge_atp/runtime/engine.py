@@ -327,6 +327,11 @@ class Engine:
         """Visual tokens (indices into the prompt's) left from each cut layer on, last prompt."""
         return dict(self._kv_cache.kept) if isinstance(self._kv_cache, BlockDecoder) else {}
 
+    @property
+    def visual_tokens_left(self) -> int:
+        """Visual rows that the last layers held of the last prompt, recycled ones included."""
+        return self._kv_cache.num_visual if isinstance(self._kv_cache, BlockDecoder) else 0
+
     def last_logits(self, inputs_embeds: Float) -> Float:
         """Logits (vocab,) after a prompt (S, H), for comparisons with another runtime."""
         return self._decoder.last_logits(inputs_embeds)

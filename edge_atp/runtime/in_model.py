@@ -31,27 +31,36 @@ def cuts_encoder(pruner: InModelPruner) -> bool:
     return pruner.name in in_vit.available()
 
 
+def has_graphs(pruner: InModelPruner, manifest: Manifest) -> bool:
+    """Whether the model directory holds the graphs that ``pruner`` cuts between."""
+    return not _missing_options(pruner, manifest)
+
+
 def require_graphs(pruner: InModelPruner, manifest: Manifest) -> None:
     """
     Raises:
         ConfigError: the model directory lacks the graphs ``pruner`` cuts between; says how to
             export them.
     """
+    if missing := _missing_options(pruner, manifest):
+        parts = {"--vision-groups": "vision encoder", "--block-layers": "language model"}
+        where = " and the ".join(parts[option] for option in missing)
+        options = " ".join(f"{option} 1" for option in missing)
+        raise ConfigError(
+            f"{pruner.name} cuts inside the {where}, which this directory of"
+            f" {manifest.source.model} holds in one piece; export it in pieces with `python -m"
+            f" export --model models/{manifest.source.model}.yaml --out DIR {options}` (or the"
+            " checkpoint's folder), or choose a method that cuts between the two, such as atp"
+        )
+
+
+def _missing_options(pruner: InModelPruner, manifest: Manifest) -> list[str]:
     missing = []
     if cuts_encoder(pruner) and not manifest.vision.group_layers:
-        missing.append("--vision-groups 1")
+        missing.append("--vision-groups")
     if pruner.site == "in_llm" and not manifest.llm.block_layers:
-        missing.append("--block-layers 1")
-    if missing:
-        where = "vision encoder" if pruner.site == "in_encoder" else "language model"
-        if len(missing) == 2:
-            where = "vision encoder and the language model"
-        raise ConfigError(
-            f"{pruner.name} cuts inside the {where}, which this model directory holds in one"
-            f" piece: `python -m export --model {manifest.source.model} --out DIR"
-            f" {' '.join(missing)}` exports it in pieces; or choose a method that cuts between"
-            " them, such as atp"
-        )
+        missing.append("--block-layers")
+    return missing
 
 
 class InModelRunner:
@@ -65,6 +74,22 @@ class InModelRunner:
         self._engine = engine
         self._manifest = engine.directory.manifest
         self._encoder: GroupedEncoder | None = None
+
+    def check(self, pruner: InModelPruner, num_kept: int | None) -> None:
+        """Refuse a method that does not fit, and open what it needs if it cuts in the encoder.
+
+        Raises:
+            ConfigError: the directory lacks the graphs, or the method's layers or budget do not
+                fit this model.
+        """
+        require_graphs(pruner, self._manifest)
+        vision = self._manifest.vision
+        if not cuts_encoder(pruner):
+            pruner.schedule(vision.num_patches, num_kept)
+            return
+        self.encoder.check(in_vit.load_rule(pruner, vision, num_kept))
+        # Here, so that no answer's time holds it.
+        self.encoder.open(with_cls=pruner.site == "in_llm")
 
     def encode(
         self,
@@ -94,33 +119,40 @@ class InModelRunner:
             self._encoder = GroupedEncoder(self._engine.open_graph, self._manifest.vision)
         return self._encoder
 
+    def project(self, image: PrunedVision) -> Float:
+        """(K, H) the language model's tokens of an image that ``encode`` has cut."""
+        return self._engine.project(image.patch_features, np.arange(len(image.place)))
+
     def prompt(
         self, pruner: InModelPruner, question: str, images: Sequence[PrunedVision]
     ) -> Prompt:
-        """The language model's input for images that ``encode`` has cut.
+        """The language model's input for images that ``encode`` has cut."""
+        projected = [self.project(image) for image in images]
+        prompt = self._engine.embed_prompt(question, projected)
+        return self.add_language_stage(prompt, pruner, question, images)
+
+    def add_language_stage(
+        self,
+        prompt: Prompt,
+        pruner: InModelPruner,
+        question: str,
+        images: Sequence[PrunedVision],
+    ) -> Prompt:
+        """The prompt with what the method's cuts in the language model need, if it has any.
 
         Raises:
             MissingSignalError: ivtp, and the directory has no text encoder that gives tokens.
         """
-        engine = self._engine
-        every = [np.arange(len(image.place)) for image in images]
-        projected = [
-            engine.project(image.patch_features, rows)
-            for image, rows in zip(images, every, strict=True)
-        ]
-        prompt = engine.embed_prompt(question, projected)
         if pruner.site != "in_llm":
             return prompt
+        assert prompt.is_visual is not None  # embed_prompt sets it
         num_patches = self._manifest.vision.num_patches
-        assert prompt.is_visual is not None
+        places = [image.place for image in images]
+        side_row = self._side_row(question, images, pruner)
         return replace(
             prompt,
-            position_ids=original_positions(
-                prompt.is_visual, [image.place for image in images], num_patches
-            ),
-            encoder_cut=EncoderCut(
-                num_patches, len(images), self._side_row(question, images, pruner)
-            ),
+            position_ids=original_positions(prompt.is_visual, places, num_patches),
+            encoder_cut=EncoderCut(num_patches, len(images), side_row),
         )
 
     def close(self) -> None:

@@ -112,7 +112,6 @@ class VisionSpec:
     feature_layer: index into the hidden states of the layer the projector consumes (-2: last
         but one); embed_layer: the same for the joint-space patch embeddings.
     group_layers: layers per ``vision_group`` graph, 0 where the encoder is one graph only.
-    group_layers: layers per ``vision_group`` graph, 0 where the encoder is one graph only.
     """
 
     num_patches: int

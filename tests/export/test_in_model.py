@@ -12,10 +12,9 @@ import transformers
 from safetensors.torch import load_file
 from tiny_checkpoints import PROMPT, llm_config, save_llava
 
-from edge_atp.errors import ConfigError, MissingSignalError, ShapeError
 from edge_atp.hf import attach
 from edge_atp.hf.text.transformers_tower import TransformersTower
-from edge_atp.pruning import evit, fastv, ivtp, sparsevlm, tome, vtw
+from edge_atp.pruning import evit, ivtp, sparsevlm, tome, vtw
 from edge_atp.pruning.base import InModelPruner
 from edge_atp.runtime.engine import Engine
 from edge_atp.runtime.in_model import InModelRunner

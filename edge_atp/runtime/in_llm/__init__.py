@@ -40,6 +40,15 @@ def load_rule(pruner: InModelPruner, prompt: Prompt, num_kept: int | None) -> Cu
         )
     if prompt.is_visual is None or not prompt.num_visual_tokens:
         raise ConfigError(f"{pruner.name} needs a prompt with visual tokens from embed_prompt")
-    module = importlib.import_module(f"{__name__}.{pruner.name}")
-    rule: CutRule = module.Rule(pruner, prompt, num_kept)
+    rule: CutRule = _rule_of(pruner.name)(pruner, prompt, num_kept)
+    return rule
+
+
+def takes_budget(name: str) -> bool:
+    """Whether the number of tokens that the method leaves can be asked for."""
+    return name not in available() or bool(_rule_of(name).takes_budget)
+
+
+def _rule_of(name: str) -> type[CutRule]:
+    rule: type[CutRule] = importlib.import_module(f"{__name__}.{name}").Rule
     return rule

@@ -86,11 +86,11 @@ class CutRule(ABC):
     Class attributes:
         position_policy: "original": tokens behind dropped ones keep their positions; "compact":
             they are numbered anew without gaps.
-        scoring_offset: -1 where the layer before the cut scores, 0 where the entered one does.
+        takes_budget: whether the number of tokens left can be asked for.
     """
 
     position_policy: ClassVar[str] = "original"
-    scoring_offset: ClassVar[int] = 0
+    takes_budget: ClassVar[bool] = True
 
     def __init__(self, pruner: Any, prompt: Prompt, num_kept: int | None) -> None:
         """
@@ -121,5 +121,5 @@ class CutRule(ABC):
         """Which visual tokens enter ``stage.layer``.
 
         Args:
-            view: of the scoring layer, ``stage.layer + scoring_offset``.
+            view: of that layer.
         """

@@ -72,12 +72,20 @@ class BlockDecoder:
         open_probe: Callable[[int], Session],
         llm: LlmSpec,
         dialect: str = "ort-gqa",
+        exposes_queries: bool = True,
     ) -> None:
+        """
+        Args:
+            blocks: one session per block, in order.
+            open_probe: opens ``probe.<layer>`` of a block's first layer, when it is first needed.
+            exposes_queries: whether blocks put out ``queries.<layer>``.
+        """
         size = llm.block_layers
         self._blocks: tuple[BlockCache, ...] = tuple(
             make_block_cache(dialect, session, llm, range(first, min(first + size, llm.layers)))
             for session, first in zip(blocks, range(0, llm.layers, size), strict=True)
         )
+        self._exposes_queries = exposes_queries
         self._open_probe = open_probe
         self._probes: dict[int, Session] = {}
         self._llm = llm
@@ -176,13 +184,17 @@ class BlockDecoder:
                 f" {window} tokens only. Choose a method that cuts before the language model"
             )
         for layer in rule.schedule.layers:
-            for needed in {layer, layer + rule.scoring_offset}:
-                if needed % size or not 0 <= needed < layers:
-                    raise ConfigError(
-                        f"{rule.pruner.name} cuts before layer {layer} and looks into layer"
-                        f" {needed}; this model has {layers} layers exported {size} to a block."
-                        " Choose layers at block boundaries, or export with --block-layers 1"
-                    )
+            if layer % size or not 0 < layer < layers:
+                raise ConfigError(
+                    f"{rule.pruner.name} cuts before layer {layer}; this model has {layers} layers"
+                    f" exported {size} to a block. Choose layers at block boundaries behind the"
+                    " first, or export with --block-layers 1"
+                )
+        if rule.follows and not self._exposes_queries:
+            raise ConfigError(
+                f"{rule.pruner.name} reads the queries of decoder blocks, which this export does"
+                " not put out; export the model again with --block-layers"
+            )
 
     def _prefill(self, inputs_embeds: Float) -> Float:
         length = len(inputs_embeds)
@@ -195,15 +207,12 @@ class BlockDecoder:
         if rule:
             self.check(rule)
         lap("prefill")
-        scoring: dict[int, LayerView] = {}
         for number, block in enumerate(self._blocks):
             layer = block.layers.start
-            follows = rule is not None and block.layers.start < rule.follows
-            if rule:
-                scoring[layer] = self._view(layer, rows)
-                if stage := rule.schedule.at(layer):
-                    self._cut(rows, stage, rule, scoring[layer + rule.scoring_offset])
-                    lap("prune")
+            follows = rule is not None and layer < rule.follows
+            if rule and (stage := rule.schedule.at(layer)):
+                self._cut(rows, stage, rule, self._view(layer, rows))
+                lap("prune")
             positions, flags = rows.position_ids, rows.is_visual
             rows.hidden, queries = self._run(number, rows.hidden, positions, follows)
             lap("prefill")

@@ -46,6 +46,12 @@ class PassedBlock:
         """Number of rows up to the last visual token."""
         return int(np.flatnonzero(self.is_visual)[-1]) + 1
 
+    def last_row(self, layer: int) -> Float:
+        """(heads, S) attention of the last row in a layer."""
+        keys = self.cache.keys_values(layer, len(self.is_visual))[0]
+        row: Float = attention_rows(self.queries[layer][:, -1:], keys)[:, 0]
+        return row
+
     def values(self, layer: int, count: int) -> Float:
         """(kv_heads, count, d) values of a layer's first rows."""
         return self.cache.keys_values(layer, count)[1]

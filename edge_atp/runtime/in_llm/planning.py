@@ -22,8 +22,12 @@ def open_blocks(
     llm = manifest.llm
     count = -(-llm.layers // llm.block_layers)
     blocks = [open_graph(f"decoder.{number}") for number in range(count)]
-    dialect = manifest.graph("decoder.0").dialect
-    return BlockDecoder(blocks, lambda at: open_graph(f"probe.{at}"), llm, dialect), blocks
+    first = manifest.graph("decoder.0")
+    exposes_queries = any(output.name.startswith("queries.") for output in first.outputs)
+    decoder = BlockDecoder(
+        blocks, lambda at: open_graph(f"probe.{at}"), llm, first.dialect, exposes_queries
+    )
+    return decoder, blocks
 
 
 def plan_cuts(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
 from edge_atp.pruning.schedule import Stage
@@ -9,7 +11,9 @@ from edge_atp.runtime.in_llm.base import CutRule, Kept, LayerView
 
 
 class Rule(CutRule):
-    """All visual tokens leave before the method's layer; a budget plays no part."""
+    """All visual tokens leave before the method's layer."""
+
+    takes_budget: ClassVar[bool] = False
 
     def choose(self, view: LayerView, stage: Stage) -> Kept:
         """Nothing stays."""

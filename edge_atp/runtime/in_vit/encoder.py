@@ -74,6 +74,18 @@ class GroupedEncoder:
                 " --vision-groups 1"
             )
 
+    def open(self, *, with_cls: bool = False) -> None:
+        """Open the graphs now instead of with the first image.
+
+        Args:
+            with_cls: also the one behind ``cls_embed``.
+        """
+        for number in range(len(self.bounds)):
+            self._session(f"vision_group.{number}")
+        self._session("vision_tail")
+        if with_cls and self._vision.embed_dim:
+            self._session("vision_cls")
+
     def encode(
         self, pixel_values: Float, rule: EncoderRule | None = None, on_lap: OnLap | None = None
     ) -> PrunedVision:
