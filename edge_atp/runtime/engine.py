@@ -65,7 +65,9 @@ class Engine:
         self._table = EmbeddingTable(directory)
         llm = manifest.llm
         self._prompt = PromptTokenizer(
-            load_tokenizer(directory.file("tokenizer")), manifest.prompt, llm.eos_token_ids[0]
+            load_tokenizer(directory.file("tokenizer")),
+            manifest.prompt,
+            next(iter(llm.eos_token_ids), -1),
         )
         self._builder = PromptBuilder(self._prompt, self._table, llm.max_kv)
         self._texts, text = self._open_text()
