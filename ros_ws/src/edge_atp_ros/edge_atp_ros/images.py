@@ -18,6 +18,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from edge_atp.errors import ImageError
+from edge_atp_ros.picture_header import check_claims
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,10 @@ def _rows(message: Image, encoding: _Encoding) -> NDArray[Any]:
         )
     if encoding in (_UYVY, _YUYV) and width % 2:
         raise ImageError(f"width is {width}; {message.encoding} pixels come in pairs")
-    rows = data.reshape(height, step)[:, :row_bytes].view(dtype)
+    rows = data.reshape(height, step)[:, :row_bytes]
+    if step % dtype.itemsize:  # rows begin in the middle of a value, which OpenCV cannot read
+        rows = np.ascontiguousarray(rows)
+    rows = rows.view(dtype)
     pixels = rows.astype(dtype.newbyteorder("="), copy=False)
     if encoding.channels > 1:
         pixels = pixels.reshape(height, width, encoding.channels)
@@ -119,16 +123,15 @@ def _decode(message: CompressedImage) -> NDArray[np.uint8]:
     data = np.frombuffer(message.data, dtype=np.uint8)
     if data.size == 0:
         raise ImageError("compressed image is empty (0 bytes)")
+    name = f"compressed image (format {message.format[:40]!r}, {data.size} bytes)"
     _require_end(data)
+    check_claims(data.tobytes(), name)
     try:
         pixels = cv2.imdecode(data, cv2.IMREAD_COLOR)
     except cv2.error as error:
-        raise ImageError(f"compressed image cannot be decoded: {error}") from error
+        raise ImageError(f"{name} cannot be decoded: {error}") from error
     if pixels is None:
-        raise ImageError(
-            f"compressed image (format {message.format[:40]!r}, {data.size} bytes) cannot be"
-            " decoded: truncated, or neither JPEG nor PNG"
-        )
+        raise ImageError(f"{name} cannot be decoded: truncated or damaged")
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
