@@ -14,14 +14,17 @@ from builtin_interfaces.msg import Duration, Time
 from edge_atp_msgs import msg as msgs
 from edge_atp_ros import convert
 from edge_atp_ros.error_codes import (
-    CanceledError,
-    ExpiredError,
-    NoFrameError,
-    RejectedError,
-    StaleFrameError,
     error_code,
     error_text,
     status,
+)
+from edge_atp_ros.refusals import (
+    CanceledError,
+    ExpiredError,
+    IdInUseError,
+    NoFrameError,
+    RejectedError,
+    StaleFrameError,
 )
 from std_msgs.msg import Header
 
@@ -51,6 +54,7 @@ def core_answer(num_masks: int = 1) -> types.Answer:
         tokens=types.TokenCounts(10 * num_masks, 3 * num_masks, 14, 2),
         times=types.StageTimes(frame_age=0.5, preprocess=0.25, total=0.25),
         confidence=0.75,
+        confidence_kind=types.ConfidenceKind.MEAN_TOKEN_PROB,
         method="atp",
         model_id="m",
     )
@@ -74,8 +78,29 @@ def test_an_answer_carries_everything():
 def test_without_confidence_the_kind_says_so():
     from dataclasses import replace
 
-    message = convert.to_answer(replace(core_answer(), confidence=None), [header(1)], ["a"], 0, 0)
+    answer = replace(core_answer(), confidence=None, confidence_kind=types.ConfidenceKind.NONE)
+    message = convert.to_answer(answer, [header(1)], ["a"], 0, 0)
     assert (message.confidence_kind, message.confidence) == (msgs.Answer.CONFIDENCE_NONE, 0.0)
+
+
+def test_the_kind_of_confidence_is_the_messages_own():
+    for kind in types.ConfidenceKind:
+        assert getattr(msgs.Answer, f"CONFIDENCE_{kind.name}") == kind.value
+    from dataclasses import replace
+
+    answer = replace(core_answer(), confidence_kind=types.ConfidenceKind.CHOICE_PROB)
+    message = convert.to_answer(answer, [header(1)], ["a"], 0, 0)
+    assert message.confidence_kind == msgs.Answer.CONFIDENCE_CHOICE_PROB
+
+
+def test_choices_and_conversation_reach_the_pipeline():
+    query = convert.to_query(msgs.Query(text="x", choices=["a", "b"], conversation_id="c"))
+    assert (query.choices, query.conversation_id) == (("a", "b"), "c")
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.25, 1.0, 86399.999])
+def test_durations_survive_the_round_trip(seconds):
+    assert convert.to_seconds(convert.to_duration(seconds)) == pytest.approx(seconds, abs=1e-9)
 
 
 def test_the_header_of_several_frames_is_the_newest_ones():
@@ -155,6 +180,7 @@ def test_stamps_survive_the_round_trip(nanoseconds):
     ("error", "code", "state"),
     [
         (RejectedError("x"), "REJECTED", "ERROR"),
+        (IdInUseError("x"), "ID_IN_USE", "ERROR"),
         (CanceledError("x"), "REJECTED", "CANCELED"),
         (NoFrameError("x"), "NO_FRAME", "ERROR"),
         (StaleFrameError("x"), "STALE_FRAME", "ERROR"),

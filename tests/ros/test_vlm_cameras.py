@@ -25,6 +25,7 @@ def node(start_module_process):
         "cameras:=[left, right]",
         "camera_topics:=[left/image_raw, /outside/right]",
         "max_frame_age:=0.0",
+        "sync_tolerance:=0.0",
     ):
         command += ["-p", parameter]
     process = start_module_process(command, name="vlm_node")

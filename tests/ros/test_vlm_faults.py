@@ -48,10 +48,12 @@ BAD_QUESTIONS = {
     "empty": ({"text": "   "}, "text is empty"),
     "camera": ({"cameras": ["periscope"]}, "this node has camera"),
     "same camera twice": ({"cameras": ["camera", "camera"]}, "twice"),
-    "standing": ({"mode": 1}, "MODE_STANDING"),
+    "standing": ({"mode": 1}, "~/set_query"),
     "mode": ({"mode": 7}, "mode is 7"),
-    "conversation": ({"conversation_id": "c1"}, "conversation_id"),
-    "choices": ({"choices": ["yes", "no"]}, "choices"),
+    "conversation": ({"conversation_id": "c" * 300}, "conversation_id has 300 characters"),
+    "one choice": ({"choices": ["yes"]}, "choices has 1 entries"),
+    "same choice twice": ({"choices": ["yes", "yes"]}, "yes"),
+    "empty choice": ({"choices": ["yes", ""]}, "choices"),
     "max_new_tokens": ({"max_new_tokens": 100_000}, "max_new_tokens is 100000"),
 }
 

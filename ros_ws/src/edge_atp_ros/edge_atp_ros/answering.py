@@ -1,4 +1,4 @@
-"""From a question to its one final answer: choose the frame, run the pipeline, publish.
+"""From a question to its one final answer: its frames, the pipeline, what is published.
 
 Runs in the inference thread. Whatever goes wrong becomes an answer with an error code; nothing
 raised here ends the thread.
@@ -8,50 +8,60 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from edge_atp_msgs import msg as msgs
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
 from edge_atp import types
 from edge_atp.errors import EdgeAtpError
-from edge_atp.pipeline import Pipeline
-from edge_atp_ros.cameras import CameraImage, Cameras
+from edge_atp.pipeline import Encoding, Pipeline
+from edge_atp_ros.cameras import Cameras
 from edge_atp_ros.convert import set_frames, to_answer, to_mask_array
-from edge_atp_ros.error_codes import (
+from edge_atp_ros.encodings import Encodings
+from edge_atp_ros.error_codes import error_code, error_text, status
+from edge_atp_ros.estimating import Estimator
+from edge_atp_ros.frames import CameraImage, FrameSet
+from edge_atp_ros.freshness import check_age, is_stale
+from edge_atp_ros.parameters import NodeSettings
+from edge_atp_ros.publishers import Outputs
+from edge_atp_ros.questions import Intake, Question
+from edge_atp_ros.refusals import (
     CanceledError,
     ExpiredError,
     NoFrameError,
     RejectedError,
-    StaleFrameError,
     WithdrawnError,
-    error_code,
-    error_text,
-    status,
 )
-from edge_atp_ros.parameters import NodeSettings
-from edge_atp_ros.publishers import Outputs
-from edge_atp_ros.questions import Intake, Question
 
 _CANCELED = "the node was deactivated before the answer was complete; ask again"
 WITHDRAWN = "cancelled by the client"
+_REMOVED = "the standing question was removed or replaced"
+# Conversations of which the newest frames are remembered; the pipeline keeps fewer.
+_CONVERSATIONS = 1024
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What answers are made with; replaced as a whole when a parameter changes."""
+    """What answers are made with; replaced as a whole when a parameter changes.
+
+    regions: the part of each camera's image to look at; all of it for cameras not named.
+    """
 
     pipeline: Pipeline
     settings: NodeSettings
+    regions: Mapping[str, types.SourceRegion] = field(default_factory=dict)
 
 
 class Answerer:
-    """Answers questions about the newest frames.
+    """Answers questions about the frames they come with.
 
     Args:
         loaded: the pipeline and the node's settings; may be replaced at any time.
         now_ns: the ROS clock.
+        on_final: told each final answer that is published.
     """
 
     def __init__(
@@ -64,11 +74,33 @@ class Answerer:
         logger: RcutilsLogger,
     ) -> None:
         self.loaded = loaded
+        self.encodings = Encodings(len(cameras.names))
+        self.on_final: Callable[[Question, msgs.Answer], None] = lambda _question, _message: None
         self._cameras = cameras
         self._intake = intake
         self._outputs = outputs
         self._now_ns = now_ns
         self._logger = logger
+        self._estimator = Estimator()
+        self._talked_about: OrderedDict[str, FrameSet] = OrderedDict()
+
+    # What the scheduler asks -----------------------------------------------------------------
+
+    def frames_for(self, question: Question) -> FrameSet | None:
+        """What a question asked once would be answered about now; None: nothing is there yet."""
+        return () if question.images else self._cameras.newest(question.cameras)
+
+    def hopeless(self, question: Question, left_s: float) -> bool:
+        """Whether a question cannot be answered in the seconds left."""
+        pipeline, num_images = self.loaded.pipeline, len(question.cameras)
+        return self._estimator.hopeless(pipeline, question.query, num_images, left_s)
+
+    def is_stale(self, question: Question, frames: FrameSet) -> bool:
+        """Whether frames have become too old for a question."""
+        stamps = [frame.stamp_ns or 0 for frame in frames]
+        return is_stale(stamps, self._now_ns(), question.max_frame_age_s)
+
+    # What the worker asks --------------------------------------------------------------------
 
     def serve(self, question: Question, stopping: Callable[[], bool]) -> None:
         """Answer one question; publishes exactly one final answer, whatever happens."""
@@ -78,8 +110,10 @@ class Answerer:
         try:
             answer = self._answer(question, images, stopping)
             headers = [image.header for image in images]
-            with_scores = self.loaded.settings.publish_scores
-            masks = to_mask_array(answer, headers, question.sequence, with_scores)
+            masks = None
+            if answer.masks:  # none if it ended early
+                with_scores = self.loaded.settings.publish_scores
+                masks = to_mask_array(answer, headers, question.sequence, with_scores)
             message = self._message(question, answer, images, stopping)
         except Exception as error:  # anything: the question is owed an answer
             self.refuse(question, error, images)
@@ -96,9 +130,11 @@ class Answerer:
         self, question: Question, error: BaseException, images: Sequence[CameraImage] = ()
     ) -> None:
         """Answer a question with the error that stopped it."""
-        if isinstance(error, RejectedError):  # comes in floods
+        known = isinstance(error, EdgeAtpError)
+        # What comes in floods: more questions than fit, and what fails with each frame.
+        if isinstance(error, RejectedError) or (known and question.standing):
             self._logger.warning(f"{question.query_id}: {error}", throttle_duration_sec=1.0)
-        elif isinstance(error, EdgeAtpError):
+        elif known:
             self._logger.warning(f"{question.query_id}: {error}")
         else:
             trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
@@ -123,87 +159,127 @@ class Answerer:
         finally:
             try:
                 self._outputs.publish_answer(message)
+                self.on_final(question, message)
             finally:
                 if question.reply is not None:
                     question.reply.final(message, masks)
 
+    # One answer ------------------------------------------------------------------------------
+
     def _answer(
         self, question: Question, images: list[CameraImage], stopping: Callable[[], bool]
     ) -> types.Answer:
-        loaded = self.loaded
-        self._take(question, images, loaded.settings.frame_wait, stopping)
-        newest_age_s = self._check_age(question, images)
-        begun_s = time.perf_counter()
-        frames = [image.frame() for image in images]
-        conversion_s = time.perf_counter() - begun_s
+        loaded, query = self.loaded, question.query
+        self._require_time(question)
+        _require_wanted(question, stopping)
+        self._take(question, images)
+        ages_s = check_age(images, self._now_ns(), question.max_frame_age_s)
+        encodings, spent = self._encode(loaded, question, images, stopping)
         answer = loaded.pipeline.answer(
-            question.query,
-            frames,
+            query,
+            self._not_yet_seen(loaded.pipeline, question, encodings),
             accepted_s=question.accepted_s,
-            frame_age_s=newest_age_s,
+            frame_age_s=min(ages_s),
+            deadline_s=question.expires_s,
             on_text=self._streamer(question, images),
-            should_stop=lambda: stopping() or question.unwanted(),
+            should_stop=lambda: stopping() or question.canceled(),
         )
-        # The pipeline counts all time before it as waiting; the conversion is preprocessing.
+        # The pipeline counts all time before it as waiting; part of it was work on the frames.
         times = replace(
             answer.times,
-            queue_wait=answer.times.queue_wait - conversion_s,
-            preprocess=answer.times.preprocess + conversion_s,
+            queue_wait=answer.times.queue_wait - spent.preprocess - spent.vision_encode,
+            preprocess=answer.times.preprocess + spent.preprocess,
+            vision_encode=answer.times.vision_encode + spent.vision_encode,
         )
+        if answer.status in (types.Status.FINAL, types.Status.TRUNCATED):
+            self._estimator.observe(query, len(images), times.total - times.queue_wait)
+            self._remember(question)
         return replace(answer, times=times)
 
-    def _take(
-        self,
-        question: Question,
-        images: list[CameraImage],
-        frame_wait_s: float,
-        stopping: Callable[[], bool],
-    ) -> None:
-        """Append the newest image of each camera of the question.
+    def _require_time(self, question: Question) -> None:
+        """Give up a question whose deadline cannot be met, before work is wasted on it.
 
         Raises:
-            NoFrameError: a camera has sent none in time.
-            ExpiredError: the deadline has passed.
-            CanceledError: the node stops.
+            ExpiredError: says how much time there was, and how much is expected to be needed.
+        """
+        left_s = question.expires_in_s()
+        if left_s <= 0:
+            raise ExpiredError(f"the deadline of {question.deadline_s:g} s passed while waiting")
+        if question.late:
+            self._estimator.given_up()
+            raise ExpiredError(
+                f"the deadline of {question.deadline_s:g} s cannot be met: {left_s:.3f} s are left,"
+                " and such an answer is expected to take longer"
+            )
+        if question.deadline_s > 0:
+            self._estimator.tried()
+
+    def _take(self, question: Question, images: list[CameraImage]) -> None:
+        """Append the image of each camera of the question.
+
+        Raises:
+            NoFrameError: a camera has sent none in time, or none that matches the others'.
+            ImageError: a message is malformed.
         """
         if question.images:
             images.extend(question.images)
             return
-        wait_s = min(frame_wait_s, question.deadline_s or frame_wait_s)
-        missing = self._cameras.wait(
-            question.cameras,
-            question.accepted_s + wait_s,
-            lambda: stopping() or question.canceled(),
+        if question.frames is None:
+            raise NoFrameError(self._why_no_frames(question))
+        self._cameras.use(question.frames)
+        images.extend(self.encodings.read(frame) for frame in question.frames)
+
+    def _why_no_frames(self, question: Question) -> str:
+        settings = self.loaded.settings
+        if missing := self._cameras.silent(question.cameras):
+            return (
+                f"no image yet from camera {', '.join(missing)} within {settings.frame_wait:g} s;"
+                " is it publishing on the topic in parameter camera_topics?"
+            )
+        return (
+            f"cameras {', '.join(question.cameras)} sent no images within"
+            f" {settings.frame_wait:g} s whose stamps lie within {settings.sync_tolerance:g} s"
+            " of each other; synchronise their clocks, or change parameter sync_tolerance"
         )
-        if stopping():
-            raise CanceledError(_CANCELED)
-        if question.canceled():
-            raise WithdrawnError(WITHDRAWN)
-        if question.expires_in_s() <= 0:
-            raise ExpiredError(f"the deadline of {question.deadline_s:g} s passed while waiting")
-        if missing:
-            raise NoFrameError(
-                f"no image yet from camera {', '.join(missing)} within {frame_wait_s:g} s; is it"
-                " publishing on the topic in parameter camera_topics?"
-            )
-        images.extend(self._cameras.newest(name) for name in question.cameras)
 
-    def _check_age(self, question: Question, images: Sequence[CameraImage]) -> float:
-        """Age of the newest image in seconds.
+    def _encode(
+        self,
+        loaded: Loaded,
+        question: Question,
+        images: Sequence[CameraImage],
+        stopping: Callable[[], bool],
+    ) -> tuple[list[Encoding], types.StageTimes]:
+        """The encoding of each image, and the seconds this took."""
+        encodings, preprocess_s, vision_encode_s = [], 0.0, 0.0
+        for number, image in enumerate(images):
+            _require_wanted(question, stopping)
+            stored = question.frames[number] if question.frames else None
+            region = loaded.regions.get(image.camera) if stored else None
+            encoding, times = self.encodings.encode(loaded.pipeline, image, stored, region)
+            encodings.append(encoding)
+            preprocess_s += times.preprocess
+            vision_encode_s += times.vision_encode
+        return encodings, types.StageTimes(preprocess=preprocess_s, vision_encode=vision_encode_s)
 
-        Raises:
-            StaleFrameError: the oldest image is older than the question allows.
-        """
-        now_ns = self._now_ns()
-        ages_s = {image.camera: (now_ns - image.stamp_ns) / 1e9 for image in images}
-        camera = max(ages_s, key=lambda name: ages_s[name])
-        limit_s = question.max_frame_age_s
-        if 0 < limit_s < ages_s[camera]:
-            raise StaleFrameError(
-                f"the newest image of camera {camera} is {ages_s[camera]:.3f} s old; at most"
-                f" {limit_s:g} s (max_frame_age)"
-            )
-        return min(ages_s.values())
+    def _not_yet_seen(
+        self, pipeline: Pipeline, question: Question, encodings: list[Encoding]
+    ) -> list[Encoding]:
+        """What to hand to the pipeline: nothing if a conversation goes on about the same frames,
+        which it remembers with all that was computed for them."""
+        name, frames = question.query.conversation_id, question.frames
+        if not name or not frames or self._talked_about.get(name) != frames:
+            return encodings
+        return [] if pipeline.conversations.frames(name) else encodings
+
+    def _remember(self, question: Question) -> None:
+        name = question.query.conversation_id
+        if name:
+            self._talked_about[name] = question.frames or ()
+            self._talked_about.move_to_end(name)
+            while len(self._talked_about) > _CONVERSATIONS:
+                self._talked_about.popitem(last=False)
+
+    # Messages --------------------------------------------------------------------------------
 
     def _streamer(
         self, question: Question, images: Sequence[CameraImage]
@@ -242,6 +318,8 @@ class Answerer:
         elif answer.status is types.Status.CANCELED and stopping():
             message.error_code = msgs.Answer.ERROR_REJECTED
             message.error_msg = _CANCELED
+        elif answer.status is types.Status.CANCELED and question.standing:
+            message.error_msg = _REMOVED
         return message
 
     def _blank(self, question: Question, images: Sequence[CameraImage]) -> msgs.Answer:
@@ -252,3 +330,11 @@ class Answerer:
         )
         set_frames(message, [image.header for image in images], [i.camera for i in images])
         return message
+
+
+def _require_wanted(question: Question, stopping: Callable[[], bool]) -> None:
+    """Raises CanceledError if the node stops, WithdrawnError if the client no longer asks."""
+    if stopping():
+        raise CanceledError(_CANCELED)
+    if question.canceled():
+        raise WithdrawnError(_REMOVED if question.standing else WITHDRAWN)

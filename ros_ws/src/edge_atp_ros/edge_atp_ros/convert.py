@@ -33,6 +33,7 @@ def to_query(message: msgs.Query) -> types.Query:
         choices=tuple(message.choices),
         max_new_tokens=message.max_new_tokens,
         prune=to_prune_spec(message.prune),
+        conversation_id=message.conversation_id,
     )
 
 
@@ -96,7 +97,7 @@ def to_answer(
     )
     set_frames(message, headers, cameras)
     if answer.confidence is not None:
-        message.confidence_kind = msgs.Answer.CONFIDENCE_MEAN_TOKEN_PROB
+        message.confidence_kind = answer.confidence_kind.value
         message.confidence = float(answer.confidence)
     return message
 
@@ -157,6 +158,12 @@ def to_patch_mask(mask: types.PatchMask, header: Header, with_scores: bool) -> m
 def to_seconds(duration: Duration) -> float:
     """A Duration as seconds."""
     return duration.sec + duration.nanosec / _NS
+
+
+def to_duration(seconds: float) -> Duration:
+    """Seconds, not negative, as a Duration."""
+    nanoseconds = round(seconds * _NS)
+    return Duration(sec=nanoseconds // _NS, nanosec=nanoseconds % _NS)
 
 
 def to_ns(stamp: Time) -> int:

@@ -14,14 +14,15 @@ from rclpy.node import Node
 
 from edge_atp_ros.process import StartError
 
-_FLOATS = "floats"
 _TYPES = {
     bool: ParameterType.PARAMETER_BOOL,
     int: ParameterType.PARAMETER_INTEGER,
     float: ParameterType.PARAMETER_DOUBLE,
     str: ParameterType.PARAMETER_STRING,
     tuple: ParameterType.PARAMETER_STRING_ARRAY,
-    _FLOATS: ParameterType.PARAMETER_DOUBLE_ARRAY,
+    (tuple, str): ParameterType.PARAMETER_STRING_ARRAY,
+    (tuple, float): ParameterType.PARAMETER_DOUBLE_ARRAY,
+    (tuple, int): ParameterType.PARAMETER_INTEGER_ARRAY,
 }
 
 
@@ -39,7 +40,7 @@ def declare(
 
     Args:
         default: also gives the type: bool, int, float, str, a tuple of str, or a tuple of
-            float that is not empty.
+            float or int that is not empty.
         text: help, shown by `ros2 param describe`.
         low, high: inclusive range of a number.
         read_only: settled when the node starts.
@@ -49,7 +50,7 @@ def declare(
         StartError: the value given at the start is of another type or out of range.
     """
     array = isinstance(default, tuple)
-    kind = _FLOATS if array and default and isinstance(default[0], float) else type(default)
+    kind = (tuple, type(default[0])) if array and default else type(default)
     descriptor = ParameterDescriptor(
         name=name, type=_TYPES[kind], description=text, read_only=read_only
     )

@@ -7,7 +7,7 @@ reads them back and checks changes. It does not apply them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +16,10 @@ from rclpy.parameter import Parameter
 
 from edge_atp.config import PipelineConfig, check_setting
 from edge_atp.errors import ConfigError
+from edge_atp.types import SourceRegion
 from edge_atp_ros.cameras import BOTH, TRANSPORTS
 from edge_atp_ros.declaring import declare
+from edge_atp_ros.regions import WHOLE, parameter_name, parse_regions
 
 # Everything else is settled when the node starts.
 DYNAMIC = frozenset(
@@ -31,6 +33,7 @@ DYNAMIC = frozenset(
         "seed",
         "max_frame_age",
         "frame_wait",
+        "sync_tolerance",
         "publish_scores",
     }
 )
@@ -59,7 +62,28 @@ class NodeSettings:
     frame_wait: float = _setting(
         1.0, "longest wait for a camera's first frame, seconds after the question", 0.0, 60.0
     )
+    sync_tolerance: float = _setting(
+        0.1,
+        "largest difference between the stamps of images used together, seconds; 0: the newest of"
+        " each camera, whatever their stamps",
+        0.0,
+        60.0,
+    )
+    sync_history: int = _setting(
+        10, "images of each camera kept to find some that match, where there are several", 1, 100
+    )
     queue_size: int = _setting(64, "questions that may wait; more are REJECTED", 1, 10_000)
+    standing_questions: str = _setting(
+        "", "YAML list of questions to ask of every frame from the start; empty: none"
+    )
+    max_standing_questions: int = _setting(32, "standing questions that may be held", 0, 1024)
+    fair_every: int = _setting(
+        4,
+        "of so many turns in a row that a question had to wait for, the last is its, whatever its"
+        " priority",
+        2,
+        1000,
+    )
     stuck_after: float = _setting(
         30.0,
         "longest silence of the inference engine, seconds; then the node ends, to be started"
@@ -91,10 +115,14 @@ class NodeSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """All parameters of the node, validated."""
+    """All parameters of the node, validated.
+
+    regions: of the cameras that questions are to look at in part.
+    """
 
     pipeline: PipelineConfig
     node: NodeSettings
+    regions: Mapping[str, SourceRegion] = field(default_factory=dict)
 
     def changed(self, parameters: Iterable[Parameter]) -> Settings:
         """These settings with some parameters changed; names of others are ignored.
@@ -106,7 +134,16 @@ class Settings:
         return Settings(
             pipeline=dataclasses.replace(self.pipeline, **_known(PipelineConfig, new)),
             node=dataclasses.replace(self.node, **_known(NodeSettings, new)),
+            regions=self._regions_with(new),
         )
+
+    def _regions_with(self, new: Mapping[str, Any]) -> dict[str, SourceRegion]:
+        kept = {
+            camera: region
+            for camera, region in self.regions.items()
+            if parameter_name(camera) not in new
+        }
+        return kept | parse_regions(self.node.cameras, new)
 
 
 def declare_all(node: Node) -> Settings:
@@ -116,7 +153,11 @@ def declare_all(node: Node) -> Settings:
         StartError: a value is of the wrong type or out of its range.
         ConfigError: values contradict each other.
     """
-    return Settings(_declared(node, PipelineConfig), _declared(node, NodeSettings))
+    pipeline, settings = _declared(node, PipelineConfig), _declared(node, NodeSettings)
+    names = [parameter_name(camera) for camera in settings.cameras]
+    text = "part of the image to look at, [x, y, width, height] in pixels; all 0: the whole image"
+    regions = {name: declare(node, name, WHOLE, text, read_only=False) for name in names}
+    return Settings(pipeline, settings, parse_regions(settings.cameras, regions))
 
 
 def _declared(node: Node, cls: type) -> Any:

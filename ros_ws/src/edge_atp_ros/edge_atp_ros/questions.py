@@ -1,84 +1,29 @@
-"""Query messages -> accepted questions: everything that can be refused without a frame.
-
-What this version does not do yet (standing questions on the topic, conversations, closed answer
-sets) is refused with a message, never ignored.
-"""
+"""Query messages -> accepted questions: everything that can be refused without a frame."""
 
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from edge_atp_msgs.msg import Query as QueryMessage
 
 from edge_atp.errors import InvalidQueryError
 from edge_atp.types import Query
-from edge_atp_ros.cameras import CameraImage
 from edge_atp_ros.convert import to_query, to_seconds
-from edge_atp_ros.reply import Reply
+from edge_atp_ros.question import Question
+
+__all__ = ["NO_SEQUENCE", "Intake", "Question"]
 
 _REMEMBERED_IDS = 1024
 _MAX_ID_CHARS = 200
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question that waits for its answer.
-
-    query: what the pipeline gets.
-    cameras: names, in the order the model sees them.
-    accepted_s: ``time.perf_counter()`` on arrival.
-    max_frame_age_s, deadline_s: 0 means no limit.
-    priority: higher is served first.
-    sequence: number of this question among those of the same id.
-    dropped_before: frames that each camera had dropped when counting began.
-    images: given with the question; empty: the cameras' newest.
-    reply: the client to tell besides the topics.
-    """
-
-    query: Query
-    cameras: tuple[str, ...]
-    accepted_s: float
-    max_frame_age_s: float = 0.0
-    deadline_s: float = 0.0
-    priority: int = 0
-    sequence: int = 0
-    dropped_before: Mapping[str, int] = field(default_factory=dict)
-    images: tuple[CameraImage, ...] = ()
-    reply: Reply | None = None
-    _unanswered: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
-
-    @property
-    def query_id(self) -> str:
-        """The client's id, or the one that was assigned."""
-        return self.query.query_id
-
-    def claim(self) -> bool:
-        """True exactly once: whoever gets it publishes the final answer.
-
-        The watchdog and a thread that was stuck may both want to. Copies made by
-        ``dataclasses.replace`` share the claim.
-        """
-        return self._unanswered.acquire(blocking=False)
-
-    def canceled(self) -> bool:
-        """Whether the client has cancelled it."""
-        return self.reply is not None and self.reply.canceled()
-
-    def unwanted(self) -> bool:
-        """Whether going on is of no use: cancelled, or past its deadline."""
-        return self.expires_in_s() < 0 or self.canceled()
-
-    def expires_in_s(self) -> float:
-        """Seconds until the deadline, negative after it; infinite without one."""
-        if self.deadline_s <= 0:
-            return float("inf")
-        return self.accepted_s + self.deadline_s - time.perf_counter()
+# Sequence of a refusal that must not be taken for an answer to the question that holds the id.
+NO_SEQUENCE = 2**64 - 1
 
 
 class Intake:
@@ -98,14 +43,25 @@ class Intake:
         self._prefix = uuid.uuid4().hex[:6]
         self._numbers = itertools.count(1)
 
-    def identify(self, message: QueryMessage) -> Question:
-        """A question with an id, valid or not, so that even a refusal can be joined to it."""
+    def identify(
+        self, message: QueryMessage, is_held: Callable[[str], bool] = lambda _id: False
+    ) -> Question:
+        """A question with an id, valid or not, so that even a refusal can be joined to it.
+
+        Args:
+            is_held: whether a question of an id is held already; then the sequence is
+                ``NO_SEQUENCE``. A standing question may replace the one of its id.
+        """
         query_id = message.query_id or f"{self._prefix}-{next(self._numbers)}"
         query_id = query_id[:_MAX_ID_CHARS]
+        standing = message.mode == QueryMessage.MODE_STANDING
         now = self._dropped()
         with self._lock:
             sequence, dropped = self._past.get(query_id, (0, now))
-            self._remember(query_id, sequence + 1, dropped)
+            if is_held(query_id):
+                sequence = NO_SEQUENCE
+            elif not standing:
+                self._remember(query_id, sequence + 1, dropped)
         return Question(
             query=Query(text=message.text, query_id=query_id),
             cameras=self._cameras,
@@ -115,7 +71,13 @@ class Intake:
         )
 
     def accept(
-        self, message: QueryMessage, question: Question, max_frame_age_s: float, max_tokens: int
+        self,
+        message: QueryMessage,
+        question: Question,
+        max_frame_age_s: float,
+        max_tokens: int,
+        *,
+        standing: bool = False,
     ) -> Question:
         """The question with all its conditions.
 
@@ -124,6 +86,7 @@ class Intake:
             question: from ``identify``.
             max_frame_age_s: the node's own limit, for questions that give none.
             max_tokens: longest answer that may be asked for.
+            standing: it came by a way that takes standing questions, and those only.
         Raises:
             InvalidQueryError: names the field, its value and what is allowed.
         """
@@ -131,7 +94,8 @@ class Intake:
             raise InvalidQueryError(
                 f"query_id has {len(message.query_id)} characters; at most {_MAX_ID_CHARS}"
             )
-        _refuse_unsupported(message)
+        _check_mode(message, standing)
+        _check_conversation(message, standing)
         if message.max_new_tokens > max_tokens:
             raise InvalidQueryError(
                 f"max_new_tokens is {message.max_new_tokens}; at most {max_tokens}"
@@ -145,10 +109,14 @@ class Intake:
             or (0.0 if question.images else max_frame_age_s),
             deadline_s=_duration_s(message, "deadline"),
             priority=message.priority,
+            standing=standing,
+            max_rate_hz=_rate_hz(message) if standing else 0.0,
         )
 
     def answered(self, question: Question) -> int:
         """Frames its cameras dropped since counting began for it; counting starts anew."""
+        if question.standing:
+            return question.skipped
         now = self._dropped()
         with self._lock:
             if question.query_id in self._past:
@@ -156,7 +124,13 @@ class Intake:
         if question.images:
             return 0
         before = question.dropped_before
-        return sum(now[name] - before.get(name, now[name]) for name in question.cameras)
+        # A frame counts as dropped until a question with other cameras is answered about it.
+        return max(0, sum(now[name] - before.get(name, now[name]) for name in question.cameras))
+
+    def resume(self, query_id: str, sequence: int) -> None:
+        """Let a removed standing question's count go on when its id is used again."""
+        with self._lock:
+            self._remember(query_id, sequence, self._dropped())
 
     def _remember(self, query_id: str, sequence: int, dropped: Mapping[str, int]) -> None:
         self._past[query_id] = (sequence, dropped)
@@ -185,24 +159,39 @@ class Intake:
         return tuple(names) or self._cameras
 
 
-def _refuse_unsupported(message: QueryMessage) -> None:
-    if message.mode == QueryMessage.MODE_STANDING:
+def _check_mode(message: QueryMessage, standing: bool) -> None:
+    if standing and message.mode != QueryMessage.MODE_STANDING:
         raise InvalidQueryError(
-            "mode is MODE_STANDING; a topic takes MODE_ONCE questions only, and this version has"
-            " no standing questions yet: ask again for each answer"
+            f"mode is {message.mode}; it must be 1 (MODE_STANDING) here: publish a question asked"
+            " once on ~/query"
         )
-    if message.mode != QueryMessage.MODE_ONCE:
+    if not standing and message.mode == QueryMessage.MODE_STANDING:
+        raise InvalidQueryError(
+            "mode is MODE_STANDING; ~/query and ~/ask take MODE_ONCE questions only: call the"
+            " service ~/set_query"
+        )
+    if not standing and message.mode != QueryMessage.MODE_ONCE:
         raise InvalidQueryError(f"mode is {message.mode}; it must be 0 (MODE_ONCE)")
-    if message.conversation_id:
+
+
+def _check_conversation(message: QueryMessage, standing: bool) -> None:
+    name = message.conversation_id
+    if standing and name:
         raise InvalidQueryError(
-            f"conversation_id is {message.conversation_id[:40]!r}; this version keeps no"
-            " conversations: leave it empty and ask the whole question"
+            f"conversation_id is {name[:40]!r}; a standing question stands alone, leave it empty"
         )
-    if message.choices:
+    if len(name) > _MAX_ID_CHARS:
         raise InvalidQueryError(
-            f"choices has {len(message.choices)} entries; this version does not score closed"
-            " answer sets: leave it empty and compare the text"
+            f"conversation_id has {len(name)} characters; at most {_MAX_ID_CHARS}"
         )
+
+
+def _rate_hz(message: QueryMessage) -> float:
+    if not 0.0 <= message.max_rate < math.inf:
+        raise InvalidQueryError(
+            f"max_rate is {message.max_rate:g} Hz; it must be 0 (every frame) or positive"
+        )
+    return float(message.max_rate)
 
 
 def _duration_s(message: QueryMessage, name: str) -> float:

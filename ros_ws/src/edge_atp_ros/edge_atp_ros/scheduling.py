@@ -130,12 +130,13 @@ class Scheduler(Generic[Q, F]):
             )
         self._waiting[question.query_id] = _Once(question, self._clock())
 
-    def hold(self, question: Q, first_ordinal: int = 0) -> Q | None:
+    def hold(self, question: Q, first_ordinal: int = 0, frames: F | None = None) -> Q | None:
         """Accept a standing question, or replace the one of its id.
 
         Args:
             first_ordinal: number of the first frame offered to it; a replaced question's count
                 goes on.
+            frames: offered to it at once.
         Returns:
             The question that was replaced.
         Raises:
@@ -156,9 +157,11 @@ class Scheduler(Generic[Q, F]):
             )
         self._events += 1
         ordinal = first_ordinal if old is None else max(first_ordinal, old.next_ordinal)
-        self._standing[query_id] = _Standing(
-            question, self._events, self._clock(), ordinal, ordinal - 1
-        )
+        now_s = self._clock()
+        entry = _Standing[Q, F](question, self._events, now_s, ordinal, ordinal - 1)
+        if frames is not None:
+            self._offer(entry, frames, now_s)
+        self._standing[query_id] = entry
         return old.question if old else None
 
     def release(self, query_id: str) -> int | None:
@@ -182,12 +185,7 @@ class Scheduler(Generic[Q, F]):
         """Remove all questions asked once that wait, in order of arrival; frames are forgotten."""
         taken = [entry.question for entry in self._waiting.values()]
         self._waiting.clear()
-        for entry in self._standing.values():
-            if entry.newest is not None:
-                self._count_skip(entry)
-            if entry.shared is not None and entry.shared is not entry.newest:
-                self._count_skip(entry)
-            entry.newest = entry.shared = entry.early = None
+        self.forget_frames()
         return taken
 
     def holds(self, query_id: str) -> bool:
@@ -228,6 +226,16 @@ class Scheduler(Generic[Q, F]):
             entry.early = frames
             if now_s >= entry.opens_s:
                 self._offer_early(entry, now_s)
+
+    def forget_frames(self) -> None:
+        """The frames so far are void; those that questions waited with count as passed over."""
+        for entry in self._standing.values():
+            if entry.newest is not None:
+                self._count_skip(entry)
+            if entry.shared is not None and entry.shared is not entry.newest:
+                self._count_skip(entry)
+            entry.skips.rate += entry.early is not None
+            entry.newest = entry.shared = entry.early = None
 
     def _offer_early(self, entry: _Standing[Q, F], offered_s: float) -> None:
         if entry.early is not None:

@@ -11,13 +11,14 @@ Callbacks store or enqueue; the inference thread does the rest (``answering``).
 from __future__ import annotations
 
 import gc
+import time
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 
-import numpy as np
 from edge_atp_msgs.msg import Query as QueryMessage
 from rcl_interfaces.msg import SetParametersResult
+from rclpy.clock import JumpThreshold, TimeJump
+from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
@@ -25,16 +26,12 @@ from rclpy.serialization import deserialize_message
 from rclpy.subscription import Subscription
 from std_msgs.msg import String
 
-from edge_atp.config import PipelineConfig
 from edge_atp.errors import ConfigError, EdgeAtpError
-from edge_atp.pipeline import Pipeline
-from edge_atp.types import Frame, Query
-from edge_atp_ros import parameters
-from edge_atp_ros.answering import WITHDRAWN, Answerer, Loaded
+from edge_atp_ros import loading, parameters
+from edge_atp_ros.answering import Answerer, Loaded
 from edge_atp_ros.ask_action import AskAction, Callbacks
-from edge_atp_ros.cameras import CameraImage, Cameras
+from edge_atp_ros.cameras import Cameras
 from edge_atp_ros.diagnostics import Diagnostics, Report
-from edge_atp_ros.error_codes import WithdrawnError
 from edge_atp_ros.giving_up import give_up
 from edge_atp_ros.health import Health
 from edge_atp_ros.lifecycle_guard import refuse_invalid_transitions
@@ -42,14 +39,21 @@ from edge_atp_ros.model_info import manifest_sha256, model_info
 from edge_atp_ros.process import StartError
 from edge_atp_ros.publishers import Outputs
 from edge_atp_ros.questions import Intake, Question
-from edge_atp_ros.reply import Reply
+from edge_atp_ros.reception import Reception
+from edge_atp_ros.scheduling import Scheduler
+from edge_atp_ros.standing import StandingQuestions
+from edge_atp_ros.standing_file import read_standing_questions
+from edge_atp_ros.standing_services import StandingServices
 from edge_atp_ros.watchdog import Watchdog
 from edge_atp_ros.worker import Worker
 
 NODE_NAME = "vlm_node"
 # Reliable; a burst of questions waits here until the executor has taken each of them.
 _QUERY_QOS = QoSProfile(depth=1000)
-_WARM_UP_SIZE = (480, 640, 3)
+# Backwards by a nanosecond or more, or to another clock.
+_SET_BACK = JumpThreshold(
+    min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=True
+)
 
 
 class VlmNode(LifecycleNode):
@@ -68,18 +72,31 @@ class VlmNode(LifecycleNode):
             self.destroy_node()
             raise StartError(str(error)) from error
         node = self._settings.node
-        self._cameras = Cameras(node.cameras, node.camera_topics, node.transport, node.camera_depth)
+        self._cameras = Cameras(
+            node.cameras,
+            node.camera_topics,
+            node.transport,
+            node.camera_depth,
+            node.sync_history,
+            lambda: self._settings.node.sync_tolerance,
+        )
         self._intake = Intake(node.cameras, self._cameras.dropped)
         self._health = Health()
         self._watchdog: Watchdog | None = None
         self._outputs: Outputs | None = None
         self._answerer: Answerer | None = None
         self._worker: Worker | None = None
+        self._reception: Reception | None = None
+        self._standing: StandingQuestions | None = None
         self._action: AskAction | None = None
         self._manifest_sha256 = ""
         self._questions: list[Subscription] = []
         self.add_on_set_parameters_callback(self._on_parameters)
         self._diagnostics = Diagnostics(self, self._report)
+        self._standing_services = StandingServices(self, lambda: self._standing)
+        self._clock_jumps = self.get_clock().create_jump_callback(
+            _SET_BACK, post_callback=self._on_clock_set_back
+        )
 
     # Lifecycle -------------------------------------------------------------------------------
 
@@ -158,44 +175,73 @@ class VlmNode(LifecycleNode):
         return TransitionCallbackReturn.FAILURE
 
     def _load(self) -> None:
-        pipeline = Pipeline.load(self._settings.pipeline)
-        _warm_up(pipeline)
+        settings = self._settings
+        given = settings.node.standing_questions
+        standing_messages = read_standing_questions(given) if given else []
+        pipeline = loading.load(settings.pipeline)
         self._manifest_sha256 = manifest_sha256(pipeline)
         self._outputs = Outputs(self, self._health)
         self._answerer = Answerer(
-            Loaded(pipeline, self._settings.node),
+            Loaded(pipeline, settings.node, settings.regions),
             self._cameras,
             self._intake,
             self._outputs,
             lambda: self.get_clock().now().nanoseconds,
             self.get_logger(),
         )
+        self._worker = self._new_worker(self._answerer)
+        self._reception = Reception(
+            self._intake, self._answerer, self._worker, lambda: self._settings
+        )
+        standing = StandingQuestions(
+            self._reception, self._worker, self._intake, lambda: self.get_clock().now().to_msg()
+        )
+        self._answerer.on_final = standing.record
+        standing.set_all(standing_messages)
+        self._standing = standing
         self._action = AskAction(
-            self, Callbacks(lambda: self._worker is not None, self._ask, self._withdraw)
+            self,
+            Callbacks(
+                lambda: self._worker is not None and self._worker.serving,
+                self._reception.ask,
+                self._reception.withdraw,
+            ),
         )
         self._announce()
         self.get_logger().info(
             f"configured: model {pipeline.manifest.model_id} on {pipeline.engine.backend}"
         )
 
-    def _begin_serving(self) -> None:
-        answerer = self._answerer
-        assert answerer is not None  # an inactive node is a configured one
-        self._worker = Worker(
+    def _new_worker(self, answerer: Answerer) -> Worker:
+        node = self._settings.node
+        scheduler = Scheduler(
+            clock=time.perf_counter,
+            frames_for=answerer.frames_for,
+            frame_wait_s=lambda: self._settings.node.frame_wait,
+            hopeless=answerer.hopeless,
+            is_stale=answerer.is_stale,
+            capacity=node.queue_size,
+            max_standing=node.max_standing_questions,
+            fair_every=node.fair_every,
+        )
+        return Worker(
             serve=answerer.serve,
             cancel=answerer.cancel,
             on_error=self._on_worker_error,
-            capacity=self._settings.node.queue_size,
+            scheduler=scheduler,
+            newest=self._cameras.newest,
         )
+
+    def _begin_serving(self) -> None:
+        worker = self._worker
+        assert worker is not None  # an inactive node is a configured one
+        worker.start()
         self._watchdog = Watchdog(
-            self._settings.node.stuck_after,
-            self._worker.silent_s,
-            self._on_stuck,
-            with_timer=True,
+            self._settings.node.stuck_after, worker.silent_s, self._on_stuck, with_timer=True
         )
         # Cameras first: of an image and a question that arrive together, the executor then
         # handles the image first, and the question is answered about it.
-        self._cameras.subscribe(self)
+        self._cameras.subscribe(self, worker.frame_arrived)
         self._questions = [
             self.create_subscription(QueryMessage, "~/query", self._on_query, _QUERY_QOS, raw=True),
             self.create_subscription(String, "~/query_text", self._on_text, _QUERY_QOS, raw=True),
@@ -209,17 +255,20 @@ class VlmNode(LifecycleNode):
 
     def _stop_serving(self) -> None:
         for subscription in self._questions:
+            _drain(subscription)
             self.destroy_subscription(subscription)
         self._questions = []
         self._cameras.unsubscribe(self)
         if self._worker is not None:
             self._worker.stop()
-            self._worker = None
         if self._watchdog is not None:  # after the worker: it may be stuck while stopping
             self._watchdog.stop()
             self._watchdog = None
+        if self._answerer is not None:
+            self._answerer.encodings.clear()
 
     def _release(self) -> None:
+        self._worker = self._reception = self._standing = None
         if self._action is not None:
             self._action.close()
             self._action = None
@@ -250,34 +299,16 @@ class VlmNode(LifecycleNode):
             return
         self._ask(QueryMessage(text=message.data))
 
-    def _ask(
-        self,
-        message: QueryMessage,
-        reply: Reply | None = None,
-        images: Sequence[CameraImage] = (),
-    ) -> Question:
-        answerer, worker = self._answerer, self._worker
-        assert answerer is not None  # questions arrive only while the node is active
-        assert worker is not None
-        question = replace(self._intake.identify(message), reply=reply, images=tuple(images))
-        try:
-            pipeline = answerer.loaded.pipeline
-            question = self._intake.accept(
-                message,
-                question,
-                self._settings.node.max_frame_age,
-                self._settings.pipeline.max_new_tokens,
-            )
-            pipeline.check(question.query, num_frames=len(question.cameras))
-            worker.submit(question)
-        except Exception as error:  # anything: the question is owed an answer
-            answerer.refuse(question, error)
-        return question
+    def _ask(self, message: QueryMessage) -> None:
+        assert self._reception is not None  # questions arrive only while the node is active
+        self._reception.ask(message)
 
-    def _withdraw(self, question: Question) -> None:
-        assert self._answerer is not None  # goals arrive only while the node is active
-        if self._worker is not None and self._worker.withdraw(question):
-            self._answerer.refuse(question, WithdrawnError(WITHDRAWN))
+    def _on_clock_set_back(self, _jump: TimeJump) -> None:
+        """Frames from before would look young, or stay the newest for ever."""
+        self._cameras.forget()
+        if self._worker is not None:
+            self._worker.forget_frames()
+        self.get_logger().warning("the ROS clock was set back: the frames so far are forgotten")
 
     def _on_worker_error(self, question: Question, error: Exception) -> None:
         trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
@@ -302,8 +333,10 @@ class VlmNode(LifecycleNode):
         try:
             settings = self._settings.changed(changes)
             if self._answerer is not None:
-                pipeline = _reconfigured(self._answerer.loaded.pipeline, settings.pipeline)
-                self._answerer.loaded = Loaded(pipeline, settings.node)
+                pipeline = self._answerer.loaded.pipeline
+                if settings.pipeline != self._settings.pipeline:
+                    pipeline = loading.reconfigured(pipeline, settings.pipeline)
+                self._answerer.loaded = Loaded(pipeline, settings.node, settings.regions)
         except EdgeAtpError as error:
             return SetParametersResult(successful=False, reason=str(error))
         self._settings = settings
@@ -334,15 +367,11 @@ class VlmNode(LifecycleNode):
         self._outputs.publish_model_info(message)
 
 
-def _reconfigured(old: Pipeline, config: PipelineConfig) -> Pipeline:
-    """The loaded model with other defaults; reads no file again, they may be gone by now."""
-    same_budget = config.latency_budget_ms == old.config.latency_budget_ms
-    return Pipeline(
-        old.engine, old.engine.directory, config, latency=old.latency if same_budget else None
-    )
-
-
-def _warm_up(pipeline: Pipeline) -> None:
-    """The first run of a backend allocates and tunes; no question should pay for it."""
-    frame = Frame(np.full(_WARM_UP_SIZE, 128, dtype=np.uint8))
-    pipeline.answer(Query("warm up", max_new_tokens=2), [frame])
+def _drain(subscription: Subscription) -> None:
+    """Hand over what has arrived and was not taken yet: it is owed an answer, too."""
+    while True:
+        with subscription.handle:
+            taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
+        if taken is None:
+            return
+        subscription.callback(taken[0])
