@@ -95,7 +95,10 @@ class CuttingStages:
             work.num_kept = sum(budget.num_kept(self._num_patches) for budget, _ in pairs)
         if not work.pruned:
             return prompt
-        return self._runner.add_language_stage(prompt, work.cut, work.query.text, work.pruned)
+        work.clock.lap("prefill")
+        prompt = self._runner.add_language_stage(prompt, work.cut, work.query.text, work.pruned)
+        work.clock.lap("prune")
+        return prompt
 
     def finish(self, work: AnswerWork) -> None:
         """Note what the cuts left: the selections, and the tokens by layer."""

@@ -25,6 +25,7 @@ from edge_atp.config import PipelineConfig
 from edge_atp.errors import ImageError, InvalidQueryError
 from edge_atp.mask import overlay
 from edge_atp.pipeline import Pipeline
+from edge_atp.runtime.in_model import in_model_methods
 from edge_atp.types import Answer, Frame, Policy, PruneSpec, Query
 
 # Stages in the order they run; they add up to the total.
@@ -64,7 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--method",
         default="",
         metavar="NAME",
-        help=f"pruning method: {', '.join(pruning.available('post_encoder'))};"
+        help=f"pruning method: {', '.join(pruning.available('post_encoder'))}; on a directory"
+        f" exported in pieces also {', '.join(in_model_methods())};"
         " default: the model's",
     )
     parser.add_argument(
@@ -187,6 +189,8 @@ def _as_json(answer: Answer) -> dict[str, object]:
         "tokens": asdict(answer.tokens),
         "seconds": asdict(answer.times),
         "reused": asdict(answer.reused),
+        "cuts": [asdict(cut) for cut in answer.cuts],
+        "kv_bytes": answer.kv_bytes,
         "predicted_seconds": answer.predicted_s,
         "kept_indices": np.flatnonzero(answer.masks[0].kept).tolist(),
     }
@@ -203,6 +207,9 @@ def _print(answer: Answer, engine: str, overlay_path: Path | None) -> None:
     laps = ", ".join(f"{name} {1e3 * getattr(answer.times, name):.1f}" for name in STAGES[1:])
     predicted = "" if answer.predicted_s is None else f", predicted {1e3 * answer.predicted_s:.1f}"
     console.print(f"[dim]{1e3 * answer.times.total:.1f} ms{predicted}: {laps}[/dim]")
+    if answer.cuts:
+        left = ", ".join(f"{cut.part} layer {cut.layer}: {cut.num_kept}" for cut in answer.cuts)
+        console.print(f"[dim]left by {left}; KV cache {answer.kv_bytes / 1e6:.2f} MB[/dim]")
     console.print(f"[dim]{engine}[/dim]", soft_wrap=True)
     if overlay_path:
         console.print(f"[dim]kept patches: {overlay_path}[/dim]")

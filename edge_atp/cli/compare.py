@@ -60,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
                 console.print(f"[dim]left out {method}: {escape(reason)}[/dim]")
         else:
             methods = tuple(args.methods.split(","))
-        plan_arms(methods, keeps, pipeline.grid.num_patches)  # refuses what cannot be asked
+        # Refuses what cannot be asked.
+        plan_arms(methods, keeps, pipeline.grid.num_patches, pipeline.manifest)
         dense, rows = compare(pipeline, frame, args.question, methods, keeps)
     finally:
         pipeline.close()

@@ -137,7 +137,8 @@ class Answerer:
                     None if example.target is None else _rounded(target_kept(kept, example.target))
                 ),
                 latency_s=round(
-                    encode_s
+                    # Methods that cut inside the encoder encode for themselves.
+                    (times.preprocess + times.vision_encode or encode_s)
                     + (text_s if _reads_text(arm) else 0.0)
                     + times.prune
                     + times.prefill

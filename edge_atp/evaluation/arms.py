@@ -8,6 +8,10 @@ from typing import Any
 
 from edge_atp import pruning
 from edge_atp.errors import ConfigError
+from edge_atp.pruning.base import InModelPruner
+from edge_atp.runtime.in_llm import takes_budget
+from edge_atp.runtime.in_model import in_model_methods, require_graphs
+from edge_atp.runtime.manifest import Manifest
 from edge_atp.types import Policy, PruneSpec
 
 DENSE = "dense"
@@ -20,7 +24,7 @@ class Arm:
     """One column of a report.
 
     method: name of a pruning method, or "dense".
-    num_kept: visual tokens kept per image; N for dense.
+    num_kept: visual tokens kept per image; N for dense, 0 for a method that takes no budget.
     alpha, relevance_source: override the model's own; None and "" leave them.
     closed: questions that have a closed answer set are scored over it, not answered freely.
     """
@@ -45,6 +49,8 @@ class Arm:
         """The request that asks for this arm."""
         if self.method == DENSE:
             return PruneSpec(Policy.OFF)
+        if not self.num_kept:
+            return PruneSpec(method=self.method)
         return PruneSpec(
             Policy.TOKEN_BUDGET,
             method=self.method,
@@ -62,31 +68,48 @@ def dense_arm(num_patches: int) -> Arm:
     return Arm(DENSE, num_patches)
 
 
-def engine_methods() -> tuple[str, ...]:
-    """Methods that run between encoder and language model, so on any exported model."""
-    return tuple(name for name in pruning.available(site="post_encoder") if name != "none")
+def arm_of(method: str, keep: int) -> Arm:
+    """A method at a budget; at 0, its own, where it takes none."""
+    return Arm(method, keep if takes_budget(method) else 0)
 
 
-def plan_arms(methods: Sequence[str], keeps: Sequence[int], num_patches: int) -> tuple[Arm, ...]:
+def engine_methods(manifest: Manifest | None = None) -> tuple[str, ...]:
+    """Methods that run on any exported model, and those inside this one if it is in pieces."""
+    names = {name for name in pruning.available(site="post_encoder") if name != "none"}
+    if manifest and (manifest.llm.block_layers or manifest.vision.group_layers):
+        names.update(in_model_methods())
+    return tuple(sorted(names))
+
+
+def plan_arms(
+    methods: Sequence[str],
+    keeps: Sequence[int],
+    num_patches: int,
+    manifest: Manifest | None = None,
+) -> tuple[Arm, ...]:
     """Dense, then every method at every budget below ``num_patches``.
 
     Keeping all N tokens is the identity for every method, so K = N is the dense arm.
+    Args:
+        manifest: of the model asked, for methods that cut inside it.
     Raises:
-        ConfigError: a method is unknown or does not run on an exported model; a budget is not in
-            [1, N].
+        ConfigError: a method is unknown or does not run on this model; a budget is not in [1, N].
     """
     for keep in keeps:
         if not 1 <= keep <= num_patches:
             raise ConfigError(f"--keep has {keep}; this model has 1 to {num_patches} visual tokens")
     for method in methods:
-        if (site := pruning.load(method).site) != "post_encoder":
-            raise ConfigError(
-                f"--methods has {method}, which prunes {site.replace('_', ' ')}; an exported model"
-                f" runs {', '.join(engine_methods())}"
-            )
+        pruner = pruning.load(method)
+        if isinstance(pruner, InModelPruner):
+            if manifest is None:
+                raise ConfigError(
+                    f"--methods has {method}, which prunes {pruner.site.replace('_', ' ')}; without"
+                    f" an exported model only {', '.join(engine_methods())} are known to run"
+                )
+            require_graphs(pruner, manifest)
     budgets = sorted({keep for keep in keeps if keep < num_patches}, reverse=True)
     chosen = [method for method in dict.fromkeys(methods) if method != "none"]
     return (
         dense_arm(num_patches),
-        *(Arm(method, keep) for method in chosen for keep in budgets),
+        *dict.fromkeys(arm_of(method, keep) for method in chosen for keep in budgets),
     )

@@ -29,7 +29,7 @@ def probe_methods(
     encoding = pipeline.encode(Frame(np.full((size, size, 3), 128, np.uint8)))
     usable: list[str] = []
     refused: dict[str, str] = {}
-    for method in methods or engine_methods():
+    for method in methods or engine_methods(pipeline.manifest):
         spec = PruneSpec(Policy.TOKEN_BUDGET, method=method, max_visual_tokens=1)
         try:
             # What a method finds odd about a grey image says nothing about the model.

@@ -93,13 +93,16 @@ def evaluate(settings: Settings, console: Console) -> dict[str, Any]:
     num_patches = directory.manifest.vision.num_patches
     keeps = [keep for keep in settings.keeps if keep <= num_patches]
     methods = settings.methods or _every_method(settings, console)
-    arms = plan_arms(methods, keeps, num_patches)
+    arms = plan_arms(methods, keeps, num_patches, directory.manifest)
     conditions: tuple[Condition, ...] = ()
     disturbed_arms: tuple[Arm, ...] = ()
     if settings.robustness_keep:
         conditions = robustness_conditions(dataset.examples)
         disturbed_arms = plan_arms(
-            settings.robustness_methods, [settings.robustness_keep], num_patches
+            settings.robustness_methods,
+            [settings.robustness_keep],
+            num_patches,
+            directory.manifest,
         )
         arms = tuple(dict.fromkeys((*arms, *disturbed_arms)))
     records, complete = answer_all(

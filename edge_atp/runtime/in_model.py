@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edge_atp.errors import ConfigError
 from edge_atp.pruning.base import InModelPruner
 from edge_atp.pruning.ivtp import map_relevance, pseudo_cls, text_relevance
-from edge_atp.runtime import in_vit
+from edge_atp.runtime import in_llm, in_vit
 from edge_atp.runtime.engine import Engine
 from edge_atp.runtime.in_vit.encoder import GroupedEncoder, PrunedVision
 from edge_atp.runtime.manifest import Manifest
@@ -29,6 +29,11 @@ OnLap = Callable[[str], object]
 def cuts_encoder(pruner: InModelPruner) -> bool:
     """Whether patches leave inside the vision encoder, so that the image is encoded for it."""
     return pruner.name in in_vit.available()
+
+
+def in_model_methods() -> tuple[str, ...]:
+    """Names of the methods that cut inside an exported model."""
+    return tuple(sorted({*in_vit.available(), *in_llm.available()}))
 
 
 def has_graphs(pruner: InModelPruner, manifest: Manifest) -> bool:

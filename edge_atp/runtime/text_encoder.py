@@ -14,6 +14,8 @@ from edge_atp.runtime.text import Span, TextTowerTokenizer
 
 # Standing questions repeat; 256 texts of a 768-wide joint space are 0.8 MB.
 CACHE_SIZE = 256
+# Single tokens: 20 words of a 768-wide space are 60 kB a text.
+TOKENS_CACHE_SIZE = 64
 
 
 class TextEncoder:
@@ -23,6 +25,7 @@ class TextEncoder:
         self._session = session
         self._tokenizer = tokenizer
         self._embeds: OrderedDict[str, Float] = OrderedDict()
+        self._tokens: OrderedDict[str, tuple[Float, list[Span]]] = OrderedDict()
 
     def __len__(self) -> int:
         """Number of texts remembered."""
@@ -50,11 +53,14 @@ class TextEncoder:
         return embed
 
     def encode_tokens(self, text: str) -> tuple[Float, list[Span]]:
-        """(M', P) embeddings of a text's single tokens, and the characters of each.
+        """(M', P) embeddings of a text's single tokens, and the characters of each; remembered.
 
         Raises:
             MissingSignalError: the text graph does not put them out.
         """
+        if text in self._tokens:
+            self._tokens.move_to_end(text)
+            return self._tokens[text]
         windows, spans = self._tokenizer.token_windows(text)
         parts = []
         for ids in windows:
@@ -66,11 +72,15 @@ class TextEncoder:
                 )
             # Without the start and end token.
             parts.append(out["text_tokens"][0, 1:-1])
-        return np.concatenate(parts), spans
+        self._tokens[text] = np.concatenate(parts), spans
+        if len(self._tokens) > TOKENS_CACHE_SIZE:
+            self._tokens.popitem(last=False)
+        return self._tokens[text]
 
     def forget(self) -> None:
         """Empty the memory of texts."""
         self._embeds.clear()
+        self._tokens.clear()
 
     def _run(self, ids: NDArray[np.int64]) -> Float:
         out = self._session.run({"input_ids": ids, "attention_mask": np.ones_like(ids)})
