@@ -1,9 +1,12 @@
 """From a kept-patch mask to a point on the shelf: what a planner does with an answer's evidence.
 
 A patch is some 0.35 m wide at the rack's distance, so the mask cannot place an item by itself. It
-does two other things: it shows whether the model looked at the slot it names (if not, the answer
-has no ground and is not acted upon), and its scores shift the goal a little to the side of the
-slot where the evidence lies.
+does two other things. It shows whether the model looked at the slot it names; if not, the answer
+has no ground and is not acted upon (over 269 right answers at 64 of 256 patches, the least share
+kept of the named slot was 0.5; 59 % of the slots that were not named also had as much, so this
+catches what is blind, not what is wrong). And its scores shift the goal a little to the side of
+the slot where the evidence lies (sideways error 4.4 instead of 4.7 cm, at a weight of 0.25;
+without scores it does not help).
 """
 
 from __future__ import annotations
@@ -40,16 +43,26 @@ def evidence(mask: PatchMask, place: Place, shelf: ShelfGeometry, camera: Camera
     inside = _inside(camera.project(shelf.face(place)), columns_px, rows_px)
     if not inside.any():
         return Evidence(0.0, 0.0)
-    weights = _weights(mask) * inside
     kept_share = float(_kept(mask)[inside].mean())
+    weights = _weights(mask) * inside
     if weights.sum() <= 0:
         return Evidence(kept_share, 0.0)
-    centre = [
-        float((weights.sum(axis=0) * columns_px).sum() / weights.sum()),
-        float((weights.sum(axis=1) * rows_px).sum() / weights.sum()),
+    # Against the middle of the slot's patches, not of the slot: where all are kept alike, the
+    # coarse grid must not shift anything.
+    sides = [
+        camera.on_plane(_centre(share, columns_px, rows_px), shelf.item_depth_m)[1]
+        for share in (weights, inside.astype(np.float64))
     ]
-    point = camera.on_plane(centre, shelf.item_depth_m)
-    return Evidence(kept_share, float(point[1] - shelf.floor_centre(place)[1]))
+    return Evidence(kept_share, float(sides[0] - sides[1]))
+
+
+def _centre(weights: Points, columns_px: Points, rows_px: Points) -> tuple[float, float]:
+    """(column, row) of the centre of (rows, cols) weights, pixels."""
+    total = weights.sum()
+    return (
+        float((weights.sum(axis=0) * columns_px).sum() / total),
+        float((weights.sum(axis=1) * rows_px).sum() / total),
+    )
 
 
 def _patch_centres(mask: PatchMask) -> tuple[Points, Points]:

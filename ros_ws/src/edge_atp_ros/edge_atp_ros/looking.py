@@ -54,7 +54,7 @@ class Belief:
     """
 
     min_kept_share: float = 0.5
-    evidence_weight: float = 0.5
+    evidence_weight: float = 0.25
     max_shift_m: float = 0.1
     use_choices: bool = True
 

@@ -128,7 +128,7 @@ def _belief(node: Node) -> Belief:
             1.0,
         ),
         evidence_weight=declare(
-            node, "evidence_weight", 0.5, "how far the mask shifts a goal", 0.0, 1.0
+            node, "evidence_weight", 0.25, "how far the mask shifts a goal", 0.0, 1.0
         ),
         max_shift_m=declare(node, "max_shift", 0.1, "the most it shifts it, m", 0.0, 10.0),
         use_choices=declare(
