@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from edge_atp.errors import ConfigError
+from edge_atp.evaluation.arms import DENSE, Arm
 from edge_atp.flops import ModelSpec, Plan, Transformer, from_config, make_plan
+from edge_atp.runtime import in_llm
+from edge_atp.runtime.depth import fit_options
 from edge_atp.runtime.manifest import Manifest
 
 _MLP_RATIO = 4
@@ -37,11 +40,19 @@ def model_spec(manifest: Manifest, checkpoint: Path | None = None) -> tuple[Mode
     return replace(spec, vision=vision), source
 
 
-def plan_of(model: ModelSpec, method: str, num_kept: int, text_tokens: int) -> Plan:
-    """What a method does to the model; the text encoder is left out where its size is unknown."""
-    if method in ("dense", "none"):
+def plan_of(model: ModelSpec, arm: Arm, text_tokens: int, manifest: Manifest | None = None) -> Plan:
+    """What an arm does to the model; the text encoder is left out where its size is unknown.
+
+    Args:
+        manifest: of the exported model, for where methods cut that cut inside it.
+    Raises:
+        ConfigError: the method cannot cut a model of this depth.
+    """
+    if arm.method == DENSE:
         return make_plan(model, "none", None, text_tokens)
-    plan = make_plan(model, method, num_kept, text_tokens)
+    options = fit_options(arm.method, manifest) if manifest else {}
+    kept = arm.num_kept if in_llm.takes_budget(arm.method) else None
+    plan = make_plan(model, arm.method, kept, text_tokens, **options)
     return replace(plan, text_tower=plan.text_tower and model.text is not None)
 
 

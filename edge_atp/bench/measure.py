@@ -26,6 +26,7 @@ class Run:
     compared_wall_ms, compared_cpu_ms: without preprocessing, which Hugging Face's ``generate``
         does not include.
     peak_bytes: resident memory's high-water mark during the run.
+    kv_bytes: keys and values held when the answer was there, 0 where unknown.
     """
 
     wall_ms: float
@@ -40,6 +41,7 @@ class Run:
     visual_total: int = 0
     text_tokens: int = 0
     peak_bytes: int = 0
+    kv_bytes: int = 0
 
 
 class Contender(Protocol):

@@ -131,7 +131,7 @@ def _arms(
 ) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for arm in arms:
-        plan = plan_of(model, arm.method, arm.num_kept, text_tokens)
+        plan = plan_of(model, arm, text_tokens)
         costs = account(model, plan, text_tokens, answer_tokens, "engine")
         stages = project_stages(device, model, plan, costs, text_tokens, answer_tokens, precision)
         total = sum(stage.ms for stage in stages.values())

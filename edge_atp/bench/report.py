@@ -16,8 +16,10 @@ from edge_atp.bench.hugging_face import NAME as HUGGING_FACE
 from edge_atp.bench.measure import Run, Timed, ratios, spread
 from edge_atp.bench.questions import KINDS
 from edge_atp.bench.stages import STAGES
+from edge_atp.errors import ConfigError
 from edge_atp.evaluation.arms import DENSE, Arm
 from edge_atp.flops import ModelSpec, account
+from edge_atp.runtime.manifest import Manifest
 
 _MB = 1e6
 # The engine keeps keys and values in float32.
@@ -33,6 +35,7 @@ def summarise(
     arms: Sequence[Arm],
     model: ModelSpec,
     precision: str,
+    manifest: Manifest | None = None,
 ) -> dict[str, Any]:
     """Numbers of every kind of answer.
 
@@ -41,6 +44,7 @@ def summarise(
         arms: contenders on the engine; the first is dense.
         model: dimensions, for FLOPs and the KV cache.
         precision: of the engine; only float32 must give the original's very tokens.
+        manifest: of the model directory, for where methods cut that cut inside the model.
     Returns:
         kind -> {contenders, pruning_share, engine_share, against_hugging_face, selection_share,
         identical_tokens}.
@@ -49,17 +53,21 @@ def summarise(
     for kind in KINDS:
         chosen = [entry for entry in timed if entry.question.kind == kind]
         if any(entry.round >= 0 for entry in chosen):
-            found[kind] = _kind(chosen, arms, model, precision)
+            found[kind] = _kind(chosen, arms, model, precision, manifest)
     return found
 
 
 def _kind(
-    timed: Sequence[Timed], arms: Sequence[Arm], model: ModelSpec, precision: str
+    timed: Sequence[Timed],
+    arms: Sequence[Arm],
+    model: ModelSpec,
+    precision: str,
+    manifest: Manifest | None,
 ) -> dict[str, Any]:
     names = [arm.name for arm in arms]
     present = {entry.contender for entry in timed if entry.round >= 0}
     contenders = {
-        arm.name: {**_contender(timed, arm.name), **_compute(timed, arm, model)}
+        arm.name: {**_contender(timed, arm.name), **_compute(timed, arm, model, manifest)}
         for arm in arms
         if arm.name in present
     }
@@ -117,14 +125,20 @@ def _contender(timed: Sequence[Timed], name: str) -> dict[str, Any]:
     return entry
 
 
-def _compute(timed: Sequence[Timed], arm: Arm, model: ModelSpec) -> dict[str, Any]:
+def _compute(
+    timed: Sequence[Timed], arm: Arm, model: ModelSpec, manifest: Manifest | None
+) -> dict[str, Any]:
     """FLOPs and KV cache of the answer, for the text it was asked with."""
     runs = [entry.run for entry in timed if entry.contender == arm.name and entry.round >= 0]
     text = int(_median(run.text_tokens for run in runs))
     new = max(1, int(_median(len(run.token_ids) for run in runs)))
-    plan = plan_of(model, arm.method, runs[0].visual_kept, text)
-    costs = account(model, plan, text, new, "engine")
-    kv_bytes = costs.kv_cache_bytes // 2 * _KV_BYTES_PER_VALUE  # counted for two bytes a value
+    held = int(_median(run.kv_bytes for run in runs))
+    try:
+        costs = account(model, plan_of(model, arm, text, manifest), text, new, "engine")
+    except ConfigError:  # the FLOPs of such a cut are not known; its times are
+        return {"kv_mb": round(held / _MB, 3)}
+    # As held when the answer was there; counted (at two bytes a value) where nothing says so.
+    kv_bytes = held or costs.kv_cache_bytes // 2 * _KV_BYTES_PER_VALUE
     return {
         "flops": {
             "text_tokens": text,

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from edge_atp import __version__
 from edge_atp.bench.accuracy import accuracy
+from edge_atp.bench.arms import plan_bench_arms
 from edge_atp.bench.dimensions import model_spec
 from edge_atp.bench.hugging_face import HuggingFaceContender
 from edge_atp.bench.measure import Contender, Timed, alternate
@@ -32,10 +33,9 @@ from edge_atp.bench.start_up import start_up
 from edge_atp.bench.tables import print_report
 from edge_atp.config import PipelineConfig
 from edge_atp.errors import ConfigError
-from edge_atp.evaluation.arms import DENSE, Arm, plan_arms
+from edge_atp.evaluation.arms import Arm
 from edge_atp.evaluation.figures import new_figure
 from edge_atp.machine import read_machine
-from edge_atp.pipeline import runnable_methods
 from edge_atp.runtime.engine import Engine
 from edge_atp.runtime.find_model import find_model
 from edge_atp.runtime.model_dir import ModelDirectory
@@ -90,7 +90,7 @@ def bench(settings: Settings, console: Console) -> dict[str, Any]:
         new_figure(1.0, 1.0)  # a missing plotting library is an error now, not at the end
     # Every question as if it were the first, unless standing questions are what is measured.
     with loaded(replace(settings.config, reuse_prefix=settings.standing)) as pipeline:
-        arms = plan_bench_arms(settings, pipeline)
+        arms = plan_bench_arms(settings.methods, settings.keeps, pipeline.manifest)
         report = _head(settings, pipeline)
         timed: list[Timed] = []
         try:
@@ -123,23 +123,6 @@ def loaded(config: PipelineConfig) -> Iterator[TimedPipeline]:
         yield TimedPipeline(engine, directory, config)
     finally:
         engine.close()
-
-
-def plan_bench_arms(settings: Settings, pipeline: TimedPipeline) -> tuple[Arm, ...]:
-    """Dense, then every method at every budget that the model has.
-
-    Raises:
-        ConfigError: a method is unknown or does not run on this model.
-    """
-    count = pipeline.manifest.vision.num_patches
-    arms = plan_arms(settings.methods, [keep for keep in settings.keeps if keep <= count], count)
-    runnable = runnable_methods(pipeline.manifest)
-    if lacking := [arm.method for arm in arms if arm.method not in (DENSE, *runnable)]:
-        raise ConfigError(
-            f"--methods has {lacking[0]}, which this model's graphs do not feed; it runs"
-            f" {', '.join(runnable)}"
-        )
-    return arms
 
 
 def _measure(
@@ -226,7 +209,7 @@ def _finish(
     report["model"]["dimensions"] = source
     report["warnings"] = _warnings(report["machine"], settings)
     precision = manifest.precision.compute
-    report["results"] = summarise(timed, arms, dimensions, precision)
+    report["results"] = summarise(timed, arms, dimensions, precision, manifest)
 
 
 def _warnings(machine: dict[str, Any], settings: Settings) -> list[str]:

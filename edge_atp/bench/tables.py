@@ -20,7 +20,7 @@ def print_report(report: dict[str, Any], console: Console) -> None:
     _print_machine(report, console)
     for kind, entry in report["results"].items():
         console.print(f"\n[bold]{_KIND_TITLES[kind]}[/bold] ({_texts(entry)})")
-        console.print(_times(entry))
+        console.print(_times(entry, report["machine"]["is_busy"]))
         console.print(_costs(entry, report.get("accuracy", {}).get("exact", {})))
         _print_shares(entry, console)
     if start := report.get("start_up"):
@@ -44,6 +44,8 @@ def _print_machine(report: dict[str, Any], console: Console) -> None:
     console.print(
         f"{name}, {machine['cores']} cores, load {machine['load']} -> {machine['load_at_end']}"
     )
+    clock = "CPU time, as the machine is busy" if machine["is_busy"] else "wall time"
+    console.print(f"stages: {clock}; ratios: CPU time (wall time)")
     for warning in report["warnings"]:
         console.print(f"[yellow]{warning}[/yellow]")
 
@@ -53,14 +55,17 @@ def _texts(entry: dict[str, Any]) -> str:
     return f"{dense['text_tokens']:g} text tokens, {dense['answer_tokens']:g} generated"
 
 
-def _times(entry: dict[str, Any]) -> Table:
+def _times(entry: dict[str, Any], busy: bool) -> Table:
+    """Stages in wall time, or in CPU time on a busy machine, where wall time says little."""
     table = _table("", "kept", "wall ms", "±", "CPU ms", *STAGES[:-2], "decode/token", "tok/s")
+    clock = "stages_cpu_ms" if busy else "stages_ms"
     for name, row in entry["contenders"].items():
-        stages = row.get("stages_ms")
+        stages = row.get(clock)
         cells = ["-"] * (len(STAGES[:-2]) + 2)
         if stages:
             cells = [f"{stages[stage]['median']:.2f}" for stage in STAGES[:-2]]
-            cells += [f"{row['decode_ms_per_token']['median']:.2f}", f"{row['tokens_per_s']:.0f}"]
+            per_token = stages["decode"]["median"] / max(1.0, row["answer_tokens"])
+            cells += [f"{per_token:.2f}", f"{row['tokens_per_s']:.0f}"]
         wall = row["wall_ms"]
         table.add_row(
             name,

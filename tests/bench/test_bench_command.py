@@ -151,7 +151,10 @@ def test_hugging_face_answers_the_same_tokens_in_a_process_of_its_own(
     [
         (["no_such_model"], "no model directory"),
         (["warehouse_tiny", "--methods", "magic"], "magic"),
-        (["warehouse_tiny", "--methods", "fastv"], "fastv"),
+        (
+            ["warehouse_tiny", "--methods", "atp,fastv"],
+            "fastv, which this model directory does not",
+        ),
         (["warehouse_tiny", "--keep", "0"], "--keep is '0'"),
         (["warehouse_tiny", "--keep", "x"], "--keep is 'x'"),
         (["warehouse_tiny", "--rounds", "0"], "--rounds"),

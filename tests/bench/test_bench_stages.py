@@ -127,3 +127,16 @@ def test_pictures_are_read_or_drawn_alike_everywhere(tmp_path):
     assert (drawn_picture() == read_pictures([])[0]).all()
     with pytest.raises(ImageError, match="not an image"):
         read_pictures([tmp_path / "absent.png"])
+
+
+def test_time_that_no_timed_call_claims_goes_to_the_stage_the_pipeline_booked_it_for():
+    watch = Stopwatch()
+    watch.wall_ms = {"other": 20.0, "vision": 3.0}
+    watch.cpu_ms = {"other": 10.0, "vision": 3.0}
+    watch.claim("vision", 15.0)  # the encoder ran in pieces, 12 ms of it unseen
+    assert watch.wall_ms == {"other": 8.0, "vision": 15.0}
+    assert watch.cpu_ms == {"other": 4.0, "vision": 9.0}
+    watch.claim("select", 100.0)  # never more than there is
+    assert watch.wall_ms == {"other": 0.0, "vision": 15.0, "select": 8.0}
+    watch.claim("preprocess", 0.0)
+    assert "preprocess" not in watch.wall_ms
