@@ -89,6 +89,28 @@ class Cuda:
         """Wait for everything in the stream."""
         self._check(self._api.cudaStreamSynchronize(self.stream), "waiting for the GPU")
 
+    def begin_capture(self) -> None:
+        """From here to ``end_capture`` the stream records work and runs none."""
+        mode = self._api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._check(self._api.cudaStreamBeginCapture(self.stream, mode), "starting a CUDA graph")
+
+    def end_capture(self) -> Any:
+        """The recorded work as an executable graph."""
+        action = "capturing a CUDA graph"
+        (graph,) = self._check(self._api.cudaStreamEndCapture(self.stream), action)
+        # Before CUDA 12 the plain call took other arguments; this one is in both.
+        (executable,) = self._check(self._api.cudaGraphInstantiateWithFlags(graph, 0), action)
+        self._check(self._api.cudaGraphDestroy(graph), action)
+        return executable
+
+    def launch(self, executable: Any) -> None:
+        """Run a graph, in stream order."""
+        self._check(self._api.cudaGraphLaunch(executable, self.stream), "launching a CUDA graph")
+
+    def release_graph(self, executable: Any) -> None:
+        """Destroy a graph."""
+        self._check(self._api.cudaGraphExecDestroy(executable), "destroying a CUDA graph")
+
     @staticmethod
     def _check(result: Any, action: str) -> tuple[Any, ...]:
         code, *values = result

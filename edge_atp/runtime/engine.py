@@ -8,7 +8,6 @@ time.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +23,7 @@ from edge_atp.runtime import sessions
 from edge_atp.runtime.choices import ChoiceScores, normalise
 from edge_atp.runtime.decoder import GreedyDecoder
 from edge_atp.runtime.embedding_table import EmbeddingTable
+from edge_atp.runtime.graph_options import graph_options
 from edge_atp.runtime.in_llm.decoder import BlockDecoder
 from edge_atp.runtime.in_llm.planning import held_bytes, open_blocks, plan_cuts
 from edge_atp.runtime.kv_cache import KvCache, make_kv_cache
@@ -345,13 +345,7 @@ class Engine:
             ArtifactError: the directory has no such graph, or it is damaged.
         """
         graph = self.directory.manifest.graph(role)
-        engine = next((e for e in self.directory.manifest.engines if e.role == role), None)
-        options = replace(
-            self._options,
-            graph_sha256=self.directory.sha256(role),
-            engine=engine,
-            engine_path=self.directory.file(f"{role}_engine") if engine else None,
-        )
+        options = graph_options(self._options, self.directory, graph)
         path = self.directory.file(role)
         if path != self.directory.path / graph.file:
             raise ArtifactError(f"manifest.json names two files for graph {role!r}; export again")

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from edge_atp.errors import EdgeAtpError
 from edge_atp.runtime.model_dir import ModelDirectory
-from export.tensorrt.profiles import ROLES
+from edge_atp.runtime.profiles import ROLES
 from export.tensorrt.recipe import build_engines
 from export.tensorrt.support import PARSERS, lint
 

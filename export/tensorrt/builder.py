@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_atp.errors import ArtifactError, OutOfMemoryError
-from export.tensorrt.profiles import Profile
+from edge_atp.runtime.profiles import Profile
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from edge_atp.errors import BackendUnavailableError, OutOfMemoryError
 from edge_atp.runtime import manifest as m
 from edge_atp.runtime.cuda_memory import Cuda
 from edge_atp.runtime.model_dir import ModelDirectory, file_sha256
+from edge_atp.runtime.profiles import ROLES, profiles_for
 from export.tensorrt.builder import BuildSettings, build_engine, memory_needed_bytes
-from export.tensorrt.profiles import ROLES, profiles_for
 
 _FOLDER = "engines"
 

@@ -13,11 +13,14 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from edge_atp.errors import InferenceError
+
 # Which of the attributes that changed between versions exist (TensorRT release notes).
 VERSIONS = {
     "8.6.1": {"network": ("EXPLICIT_BATCH",), "fp16": True, "int64": False},
     "10.3.0": {"network": ("EXPLICIT_BATCH", "STRONGLY_TYPED"), "fp16": True, "int64": True},
     "10.13.0": {"network": ("EXPLICIT_BATCH", "STRONGLY_TYPED"), "fp16": True, "int64": True},
+    "10.16.1": {"network": ("EXPLICIT_BATCH", "STRONGLY_TYPED"), "fp16": True, "int64": True},
     "11.4.0": {"network": (), "fp16": False, "int64": True},
 }
 _TYPE_NAMES = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64", "int32": "INT32"}
@@ -33,6 +36,11 @@ class FakeCuda:
         self.memory: dict[int, np.ndarray] = {}
         self._free = free
         self._next = 4096
+        # Work recorded since begin_capture, None outside of a capture.
+        self.recording: list[Any] | None = None
+        self.graphs: dict[int, list[Any]] = {}
+        self.launches: list[int] = []
+        self.refuse_capture = False
 
     def free_bytes(self) -> int:
         return self._free
@@ -47,6 +55,7 @@ class FakeCuda:
         del self.memory[address]
 
     def upload(self, array: np.ndarray, address: int) -> None:
+        assert self.recording is None, "a copy from the host inside a captured graph"
         assert array.flags.c_contiguous
         self.memory[address][: array.nbytes] = array.reshape(-1).view(np.uint8)
 
@@ -55,7 +64,26 @@ class FakeCuda:
         return self.memory[address][:size].view(dtype).reshape(shape).copy()
 
     def synchronize(self) -> None:
-        pass
+        assert self.recording is None, "waiting for a stream that is being captured"
+
+    def begin_capture(self) -> None:
+        self.recording = []
+
+    def end_capture(self) -> int:
+        work, self.recording = self.recording, None
+        if self.refuse_capture:
+            raise InferenceError("capturing a CUDA graph failed with CUDA error 901")
+        number = len(self.graphs) + 1
+        self.graphs[number] = work or []
+        return number
+
+    def launch(self, graph: int) -> None:
+        self.launches.append(graph)
+        for work in self.graphs[graph]:
+            work()
+
+    def release_graph(self, graph: int) -> None:
+        del self.graphs[graph]
 
 
 class FakeTensorRT:
@@ -231,14 +259,23 @@ class _Context:
         return tuple(known.get(side, side) for side in value.shape)
 
     def execute_async_v3(self, stream: int) -> bool:
-        engine, cuda = self._engine, self._trt.cuda
+        cuda = self._trt.cuda
         assert stream == cuda.stream
+        # A captured run keeps the addresses and shapes it was recorded with.
+        addresses, shapes = dict(self._addresses), dict(self._shapes)
+        if cuda.recording is not None:
+            cuda.recording.append(lambda: self._compute(addresses, shapes))
+        else:
+            self._compute(addresses, shapes)
+        return True
+
+    def _compute(self, addresses: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> None:
+        engine, cuda = self._engine, self._trt.cuda
         feeds = {}
         for name in engine.inputs:
-            stored = cuda.download(self._addresses[name], self._shapes[name], engine.types[name])
+            stored = cuda.download(addresses[name], shapes[name], engine.types[name])
             wanted = "int64" if engine.types[name] == "int32" else engine.types[name]
             feeds[name] = stored.astype(wanted)
         for name, value in zip(engine.outputs, engine.session.run(None, feeds), strict=True):
             assert value.shape == tuple(self.get_tensor_shape(name)), name
-            cuda.upload(np.ascontiguousarray(value), self._addresses[name])
-        return True
+            cuda.upload(np.ascontiguousarray(value), addresses[name])

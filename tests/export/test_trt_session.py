@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -38,23 +40,42 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> F
     return fake
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def exported(
+    checkpoint: Path, text_tower: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """The model in a dialect, exported once; read-only."""
+    made: dict[str, Path] = {}
+
+    def make(dialect: str) -> Path:
+        if dialect not in made:
+            settings = ExportSettings(
+                checkpoint,
+                text_tower=str(text_tower),
+                prompt=PROMPT,
+                max_text_tokens=64,
+                max_kv=96,
+                dialect=dialect,
+                compare=False,
+            )
+            out = tmp_path_factory.mktemp(dialect) / "model"
+            made[dialect] = recipe.export_model(settings, out, progress=lambda s: None).path
+        return made[dialect]
+
+    return make
+
+
+@pytest.fixture(params=["prim17"])
 def built(
-    device: FakeTensorRT, checkpoint: Path, text_tower: Path, tmp_path: Path
+    request: pytest.FixtureRequest,
+    device: FakeTensorRT,
+    exported: Callable[[str], Path],
+    tmp_path: Path,
 ) -> ModelDirectory:
-    settings = ExportSettings(
-        checkpoint,
-        text_tower=str(text_tower),
-        prompt=PROMPT,
-        max_text_tokens=64,
-        max_kv=96,
-        dialect="prim17",
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe, "run_gates", lambda *args: {"gates": {}})
-        directory = recipe.export_model(settings, tmp_path / "model", progress=lambda s: None)
+    """A directory of that dialect with its engines."""
+    folder = shutil.copytree(exported(request.param), tmp_path / "model")
     return build_engines(
-        directory,
+        ModelDirectory.open(folder),
         workspace_bytes=1 << 20,
         optimization_level=3,
         log=lambda line: None,
@@ -86,6 +107,42 @@ def test_same_answers_as_onnx_runtime(
     assert ("profile", 1) in device.calls
     engine.close()
     assert device.cuda.memory == {}
+
+
+@pytest.mark.parametrize("device", ["10.16.1", "11.4.0"], indirect=True)
+@pytest.mark.parametrize("built", ["std24"], indirect=True)
+def test_static_cache_replays_steps_as_one_graph(
+    device: FakeTensorRT, built: ModelDirectory, pixels: np.ndarray
+) -> None:
+    engine = Engine.load(built, "trt")
+    expected = answers(Engine.load(built, "ort-cpu"), pixels)
+    assert answers(engine, pixels) == expected
+    steps = sum(len(tokens) - 1 for tokens in expected)
+    # Two answers of one prompt length each: their first two steps run freely.
+    assert len(device.cuda.launches) >= steps - 2 * 2
+    assert len(set(device.cuda.launches)) <= 2
+    before = len(device.cuda.launches)
+    assert answers(engine, pixels) == expected
+    assert len(device.cuda.launches) > before
+    engine.close()
+    assert device.cuda.memory == {}
+    assert device.cuda.graphs == {}
+
+
+@pytest.mark.parametrize("device", ["10.16.1"], indirect=True)
+@pytest.mark.parametrize("built", ["std24"], indirect=True)
+def test_engine_that_cannot_be_captured_runs_step_by_step_and_says_so(
+    device: FakeTensorRT,
+    built: ModelDirectory,
+    pixels: np.ndarray,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    device.cuda.refuse_capture = True
+    engine = Engine.load(built, "trt")
+    assert answers(engine, pixels) == answers(Engine.load(built, "ort-cpu"), pixels)
+    assert device.cuda.launches == []
+    assert caplog.text.count("run without a CUDA graph: capturing a CUDA graph failed") == 1
+    engine.close()
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,9 @@ _INFRASTRUCTURE = frozenset({"base"})
 AUTO = "auto"
 # What `auto` prefers, best first; backends not named here follow in alphabetical order.
 _PREFERENCE = ("trt", "ort-cuda", "ort-cpu")
+# Backends that `auto` passes over: the first builds engines for minutes when a graph is opened, the
+# second has not been run on a GPU yet.
+_ONLY_BY_NAME = frozenset({"ort-trt", "ort-cuda-graph"})
 # Backends that run files built on the device beforehand.
 _NEED_ENGINES = frozenset({"trt"})
 
@@ -61,7 +64,8 @@ def choose(name: str, *, has_engines: bool = False) -> tuple[str, str]:
         choices = dict.fromkeys((AUTO, *_modules(), *names))
         raise ConfigError(f"unknown backend {name!r}; choose one of {', '.join(choices)}")
     rejected: list[str] = []
-    for candidate in (probe(n) for n in names if name in (AUTO, _module_of(n))):
+    tried = [n for n in names if name in (AUTO, _module_of(n)) and n not in _ONLY_BY_NAME]
+    for candidate in map(probe, tried):
         if candidate.name in _NEED_ENGINES and candidate.available and not has_engines:
             rejected.append(f"{candidate.name}: the model directory holds no engines")
         elif candidate.available:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_atp.runtime.manifest import EngineSpec
+from edge_atp.runtime.profiles import Profile
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -23,12 +24,20 @@ class SessionOptions:
     graph_sha256: hash of the graph file.
     engine, engine_path: what was built from the graph for this kind of device, where the
         directory has that.
+    role: what the graph is for.
+    dialect: operators it is written in.
+    profiles: input shapes to build an engine for; empty where the graph cannot become one.
+    compute: precision of the graph, as the manifest states it.
     """
 
     num_threads: int = 0
     graph_sha256: str = ""
     engine: EngineSpec | None = None
     engine_path: Path | None = None
+    role: str = ""
+    dialect: str = ""
+    profiles: tuple[Profile, ...] = ()
+    compute: str = ""
 
 
 class StateBuffers(Protocol):
@@ -70,9 +79,12 @@ class Session(Protocol):
     def input_names(self) -> tuple[str, ...]:
         """Inputs of the graph, state included."""
 
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
-        """Run the graph; returns every output by name.
+    def run(
+        self, inputs: Mapping[str, NDArray[Any]], outputs: tuple[str, ...] | None = None
+    ) -> Arrays:
+        """Run the graph; returns ``outputs`` by name, None for every output.
 
+        The graph runs whole either way: outputs left out are not copied to the host.
         Raises:
             InferenceError: the backend failed; OutOfMemoryError where memory was the reason.
         """

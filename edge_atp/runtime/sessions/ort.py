@@ -1,4 +1,4 @@
-"""ONNX Runtime backend: the CPU and CUDA execution providers.
+"""ONNX Runtime backend: the CPU, CUDA and TensorRT execution providers.
 
 Buffers that live between runs (the KV cache) are bound to the same device memory as input and
 output, so that the decoder appends in place and nothing is copied per token.
@@ -20,34 +20,24 @@ from edge_atp.errors import (
     InferenceError,
     OutOfMemoryError,
 )
-from edge_atp.runtime.sessions.base import Arrays, Candidate, SessionOptions
+from edge_atp.runtime.ort_fixed import FixedSteps
+from edge_atp.runtime.ort_providers import (
+    PROVIDERS,
+    device_of,
+    first_line,
+    probe,
+    providers,
+    replays,
+)
+from edge_atp.runtime.sessions.base import Arrays, SessionOptions
 from edge_atp.runtime.threads import physical_cores
 
-_PROVIDERS = {"ort-cuda": "CUDAExecutionProvider", "ort-cpu": "CPUExecutionProvider"}
-_DEVICES = {"ort-cuda": "cuda", "ort-cpu": "cpu"}
-CANDIDATES = tuple(_PROVIDERS)
+__all__ = ["CANDIDATES", "open_session", "probe"]
+
+CANDIDATES = tuple(PROVIDERS)
 
 # ONNX Runtime logs through its own channel; errors reach the caller as exceptions.
 _LOG_ERRORS_ONLY = 3
-
-
-def probe(name: str) -> Candidate:
-    """Whether the provider is compiled in and, for CUDA, whether its library loads."""
-    provider = _PROVIDERS[name]
-    if provider not in ort.get_available_providers():
-        return Candidate(name, False, f"onnxruntime {ort.__version__} has no {provider}")
-    if name == "ort-cuda" and (problem := _cuda_problem()):
-        return Candidate(name, False, problem)
-    return Candidate(name, True, f"onnxruntime {ort.__version__} with {provider}")
-
-
-def _cuda_problem() -> str | None:
-    """Why a buffer cannot be placed on the GPU, or None: a compiled-in provider proves little."""
-    try:
-        ort.OrtValue.ortvalue_from_shape_and_type([1], np.float32, "cuda", 0)
-    except Exception as error:  # the binding raises bare RuntimeError and its own types
-        return f"no usable CUDA device ({_first_line(error)})"
-    return None
 
 
 def open_session(path: Path, name: str, options: SessionOptions) -> OrtSession:
@@ -64,19 +54,20 @@ def open_session(path: Path, name: str, options: SessionOptions) -> OrtSession:
     settings.inter_op_num_threads = 1
     # Spinning threads would take the cores from the camera driver and the planner.
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    wanted = providers(name, path, options)
     try:
-        session = ort.InferenceSession(str(path), settings, providers=[_PROVIDERS[name]])
+        session = ort.InferenceSession(str(path), settings, providers=wanted)
     except Exception as error:
         raise ArtifactError(
             f"{path} cannot be loaded by onnxruntime {ort.__version__}:"
-            f" {_first_line(error)}; export the model again"
+            f" {first_line(error)}; export the model again"
         ) from error
     used = session.get_providers()[0]
-    if used != _PROVIDERS[name]:
+    if used != PROVIDERS[name]:
         raise BackendUnavailableError(
-            f"backend {name}: {_PROVIDERS[name]} did not load, onnxruntime would use {used}"
+            f"backend {name}: {PROVIDERS[name]} did not load, onnxruntime would use {used}"
         )
-    return OrtSession(session, _DEVICES[name])
+    return OrtSession(session, device_of(name), fixed_addresses=replays(name, options))
 
 
 class OrtState:
@@ -152,9 +143,10 @@ class OrtCarry:
 class OrtSession:
     """One graph in ONNX Runtime; see ``sessions.base.Session``."""
 
-    def __init__(self, session: Any, device: str) -> None:
+    def __init__(self, session: Any, device: str, *, fixed_addresses: bool = False) -> None:
         self._session = session
         self._device = device
+        self._fixed = FixedSteps(session, device) if fixed_addresses else None
         self._inputs = tuple(i.name for i in session.get_inputs())
         self._outputs = tuple(o.name for o in session.get_outputs())
 
@@ -163,13 +155,16 @@ class OrtSession:
         """Inputs of the graph, state included."""
         return self._inputs
 
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
-        """Run the graph; returns every output by name."""
+    def run(
+        self, inputs: Mapping[str, NDArray[Any]], outputs: tuple[str, ...] | None = None
+    ) -> Arrays:
+        """Run the graph; returns ``outputs`` by name, None for every output."""
+        names = self._outputs if outputs is None else outputs
         try:
-            results = self._session.run(None, dict(inputs))
+            results = self._session.run(list(names), dict(inputs))
         except Exception as error:
             raise _inference_error(error) from error
-        return dict(zip(self._outputs, results, strict=True))
+        return dict(zip(names, results, strict=True))
 
     def allocate_state(
         self, aliases: Mapping[str, str], shape: tuple[int, ...], dtype: type[np.generic]
@@ -186,6 +181,8 @@ class OrtSession:
     ) -> Arrays:
         """Run with ``state`` bound to its inputs and outputs; returns ``outputs`` by name."""
         try:
+            if self._fixed:
+                return self._fixed.run(inputs, state, outputs)
             binding = state.bindings.get(outputs) or self._bind(state)
             state.bindings[outputs] = binding
             for name, array in inputs.items():
@@ -231,7 +228,7 @@ class OrtSession:
 
     def close(self) -> None:
         """Release the graph."""
-        self._session = None
+        self._session = self._fixed = None
 
     def _bind(self, state: OrtState) -> Any:
         binding = self._session.io_binding()
@@ -246,13 +243,8 @@ class OrtSession:
         return [value.numpy() for value in bound[len(bound) - len(outputs) :]]
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:300] if text else type(error).__name__
-
-
 def _inference_error(error: BaseException) -> InferenceError:
-    message = _first_line(error)
+    message = first_line(error)
     lowered = message.lower()
     if isinstance(error, MemoryError) or any(
         mark in lowered for mark in ("failed to allocate", "out of memory", "bad_alloc")

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from edge_atp.errors import ArtifactError, BackendUnavailableError, EdgeAtpError, InferenceError
 from edge_atp.runtime.cuda_memory import Cuda
 from edge_atp.runtime.sessions.base import Arrays, Candidate, SessionOptions
+from edge_atp.runtime.trt_buffers import Buffer, TrtCarry, TrtState
+from edge_atp.runtime.trt_replay import Replay
 
 CANDIDATES = ("trt",)
 
@@ -77,60 +79,6 @@ def open_session(path: Path, name: str, options: SessionOptions) -> TrtSession:
     return TrtSession(trt, engine, cuda)
 
 
-class _Buffer:
-    """Device memory that grows when more is needed."""
-
-    def __init__(self, cuda: Cuda) -> None:
-        self._cuda = cuda
-        self._size = 0
-        self.address = 0
-
-    def reserve(self, num_bytes: int) -> int:
-        if num_bytes > self._size or not self.address:
-            self.release()
-            self.address = self._cuda.allocate(num_bytes)
-            self._size = num_bytes
-        return self.address
-
-    def release(self) -> None:
-        if self.address:
-            self._cuda.free(self.address)
-        self.address = self._size = 0
-
-
-class TrtCarry:
-    """Outputs that become the next run's inputs, in two sets of device buffers used in turn."""
-
-    def __init__(
-        self, cuda: Cuda, aliases: Mapping[str, str], max_shape: tuple[int, ...], dtype: Any
-    ) -> None:
-        self._cuda = cuda
-        self.aliases = dict(aliases)
-        self.dtype = np.dtype(dtype)
-        size = int(np.prod(max_shape)) * self.dtype.itemsize
-        self.num_bytes = 2 * len(self.aliases) * size
-        self.now = {name: cuda.allocate(size) for name in self.aliases}
-        self.next = {name: cuda.allocate(size) for name in self.aliases}
-        self.shape: tuple[int, ...] = (*max_shape[:2], 0, *max_shape[3:])
-
-    def get(self, name: str) -> NDArray[Any]:
-        """Current value as an array."""
-        return self._cuda.download(self.now[name], self.shape, self.dtype)
-
-    def set(self, name: str, array: NDArray[Any]) -> None:
-        """Replace a value; all must have the same shape."""
-        array = np.ascontiguousarray(array, self.dtype)
-        self.shape = array.shape
-        if array.size:
-            self._cuda.upload(array, self.now[name])
-            self._cuda.synchronize()
-
-    def release(self) -> None:
-        """Free the buffers."""
-        for address in (*self.now.values(), *self.next.values()):
-            self._cuda.free(address)
-
-
 class TrtSession:
     """One engine; one execution context per optimisation profile."""
 
@@ -140,26 +88,44 @@ class TrtSession:
         mode = trt.TensorIOMode.INPUT
         self._inputs = tuple(n for n in names if engine.get_tensor_mode(n) == mode)
         self._outputs = tuple(n for n in names if n not in self._inputs)
-        self._buffers = {name: _Buffer(cuda) for name in names}
+        self._buffers = {name: Buffer(cuda) for name in names}
         self._contexts: dict[int, Any] = {}
-        self._carries: list[TrtCarry] = []
+        self._kept: list[TrtCarry | TrtState] = []
+        self._replay = Replay(cuda)
 
     @property
     def input_names(self) -> tuple[str, ...]:
         """Inputs of the engine, carried ones included."""
         return self._inputs
 
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
-        """Run the engine; returns every output by name."""
-        return self._execute(inputs, None, self._outputs)
+    def run(
+        self, inputs: Mapping[str, NDArray[Any]], outputs: tuple[str, ...] | None = None
+    ) -> Arrays:
+        """Run the engine; returns ``outputs`` by name, None for every output."""
+        # Every output needs memory on the device; only those asked for are copied from there.
+        return self._execute(inputs, None, self._outputs, outputs)
 
     def allocate_carry(
         self, aliases: Mapping[str, str], max_shape: tuple[int, ...], dtype: type[np.generic]
     ) -> TrtCarry:
         """Two buffers of the largest shape per alias (input name -> output name)."""
         carry = TrtCarry(self._cuda, aliases, max_shape, dtype)
-        self._carries.append(carry)
+        self._kept.append(carry)
         return carry
+
+    def allocate_state(
+        self, aliases: Mapping[str, str], shape: tuple[int, ...], dtype: type[np.generic]
+    ) -> TrtState:
+        """One zeroed buffer per alias, input and output at once."""
+        state = TrtState(self._cuda, aliases, shape, dtype)
+        self._kept.append(state)
+        return state
+
+    def run_in_place(
+        self, inputs: Mapping[str, NDArray[Any]], state: TrtState, outputs: tuple[str, ...]
+    ) -> Arrays:
+        """Run on ``state``; steps that repeat their shape are replayed as a CUDA graph."""
+        return self._execute(inputs, state, outputs)
 
     def run_carrying(
         self, inputs: Mapping[str, NDArray[Any]], carry: TrtCarry, outputs: tuple[str, ...]
@@ -171,16 +137,18 @@ class TrtSession:
         """Free the buffers; the session cannot be used afterwards."""
         for buffer in self._buffers.values():
             buffer.release()
-        for carry in self._carries:
-            carry.release()
-        self._carries.clear()
+        for kept in self._kept:
+            kept.release()
+        self._kept.clear()
+        self._replay.release()
         self._contexts.clear()
 
     def _execute(
         self,
         inputs: Mapping[str, NDArray[Any]],
-        carry: TrtCarry | None,
+        kept: TrtCarry | TrtState | None,
         outputs: tuple[str, ...],
+        fetched: tuple[str, ...] | None = None,
     ) -> Arrays:
         context = self._context(inputs)
         for name, array in inputs.items():
@@ -190,24 +158,40 @@ class TrtSession:
             address = self._buffers[name].reserve(host.nbytes)
             self._cuda.upload(host, address)
             context.set_tensor_address(name, address)
-        if carry:
-            for name, output in carry.aliases.items():
-                self._set_shape(context, name, carry.shape)
-                context.set_tensor_address(name, carry.now[name])
-                context.set_tensor_address(output, carry.next[name])
+        addresses = self._place(context, kept)
         shapes = {}
         for name in outputs:
             shapes[name] = tuple(context.get_tensor_shape(name))
             dtype = self._dtype(name)
             size = int(np.prod(shapes[name])) * dtype.itemsize
             context.set_tensor_address(name, self._buffers[name].reserve(size))
+        if isinstance(kept, TrtState):
+            sides = tuple((name, array.shape) for name, array in inputs.items())
+            used = tuple(self._buffers[name].address for name in (*inputs, *outputs))
+            self._replay.run((sides, used, addresses), lambda: self._enqueue(context))
+        else:
+            self._enqueue(context)
+        if kept:
+            first = next(iter(kept.aliases.values()))
+            kept.after_run(tuple(context.get_tensor_shape(first)))
+        names = outputs if fetched is None else fetched
+        return {name: self._fetch(name, shapes[name]) for name in names}
+
+    def _place(self, context: Any, kept: TrtCarry | TrtState | None) -> tuple[int, ...]:
+        """Tell the context where kept tensors lie; returns the addresses."""
+        if kept is None:
+            return ()
+        addresses = []
+        for name, source, target in kept.places():
+            self._set_shape(context, name, kept.shape)
+            context.set_tensor_address(name, source)
+            context.set_tensor_address(kept.aliases[name], target)
+            addresses += [source, target]
+        return tuple(addresses)
+
+    def _enqueue(self, context: Any) -> None:
         if not context.execute_async_v3(self._cuda.stream):
             raise InferenceError("TensorRT failed to run the engine; its log names the layer")
-        if carry:
-            first = next(iter(carry.aliases.values()))
-            carry.shape = tuple(context.get_tensor_shape(first))
-            carry.now, carry.next = carry.next, carry.now
-        return {name: self._fetch(name, shape) for name, shape in shapes.items()}
 
     def _fetch(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
         dtype = self._dtype(name)

@@ -1,4 +1,8 @@
-"""The input shapes an engine is built for: smallest, typical and largest of each profile."""
+"""The input shapes an engine is built for: smallest, typical and largest of each profile.
+
+Both TensorRT backends build from these: the native one ahead of time, ONNX Runtime's provider when
+a graph is opened.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,9 @@ from edge_atp.errors import ArtifactError
 from edge_atp.runtime.manifest import GraphSpec, Manifest
 
 Shape = tuple[int, ...]
+
+# Dialects of standard operators alone.
+READABLE_DIALECTS = ("prim17", "prim18", "std24")
 
 # A question with its prompt around it.
 _TYPICAL_TEXT = 32
@@ -34,10 +41,10 @@ def profiles_for(graph: GraphSpec, manifest: Manifest) -> list[Profile]:
         ArtifactError: the graph's dialect cannot become an engine.
     """
     if graph.role == "decoder":
-        if not graph.dialect.startswith("prim"):
+        if graph.dialect not in READABLE_DIALECTS:
             raise ArtifactError(
                 f"the decoder is written in dialect {graph.dialect!r}, which TensorRT does not"
-                " read; export with --dialect prim18 (prim17 for TensorRT 8.6)"
+                " read; export with --dialect prim18 (prim17 for TensorRT 8.6, std24 from 10.15)"
             )
         return _decoder_profiles(graph, manifest)
     ranges = {
@@ -58,6 +65,7 @@ def _decoder_profiles(graph: GraphSpec, manifest: Manifest) -> list[Profile]:
         "total": (1, prompt, longest),
     }
     decode = {
+        # std24 has no other dynamic dimension: its cache is static.
         "tokens": (1, 1, 1),
         "past": (1, min(prompt, longest - 1), longest - 1),
         "total": (2, min(prompt + 1, longest), longest),
@@ -78,6 +86,17 @@ def _profile(graph: GraphSpec, ranges: dict[str, tuple[int, int, int]]) -> Profi
         sides = [ranges[d] if isinstance(d, str) else (d, d, d) for d in tensor.shape]
         low, typical, high = (tuple(side[i] for side in sides) for i in range(3))
         result[tensor.name] = Bounds(low, typical, high)
+    return result
+
+
+def covering(profiles: list[Profile]) -> Profile:
+    """One profile that covers all of them, for builders that take one; typical is the first's."""
+    result = {}
+    for name, first in profiles[0].items():
+        same = [profile[name] for profile in profiles]
+        low = tuple(min(sides) for sides in zip(*(b.min for b in same), strict=True))
+        high = tuple(max(sides) for sides in zip(*(b.max for b in same), strict=True))
+        result[name] = Bounds(low, first.opt, high)
     return result
 
 
