@@ -21,6 +21,7 @@ from edge_atp.runtime.model_dir import ModelDirectory, file_sha256
 from export.accuracy import accuracy_drop
 from export.architecture import Llava, read_llava
 from export.calibration import calibrate
+from export.checkpoint import TensorStore
 from export.dialects import load_dialect
 from export.graph import GraphBuilder
 from export.journal import Journal, fingerprint
@@ -32,7 +33,7 @@ from export.precision import get_precision
 from export.prompt import image_token, read_preprocess, template_from_chat
 from export.settings import ExportSettings
 from export.staging import staged_directory
-from export.text_tower import load_text_tower
+from export.text_tower import TextTower, load_text_tower
 
 # Weights of a graph go to an external file from this size on: one protobuf holds 2 GB at most.
 _EXTERNAL_BYTES = 512 << 20
@@ -246,6 +247,7 @@ def _manifest(sources: Sources) -> m.Manifest:
             layers=vision.layers,
             heads=vision.heads,
             group_layers=settings.vision_groups,
+            intermediate=_mlp_width(model.tensors, "vision"),
         ),
         selection=m.SelectionSpec(
             settings.method if tower or settings.method != "atp" else "cls_topk",
@@ -278,12 +280,25 @@ def _manifest(sources: Sources) -> m.Manifest:
         precision=m.PrecisionSpec(
             settings.precision, _weight_storage(model), _quantisation(settings)
         ),
-        text_tower=m.TextTowerSpec(
-            tower.context_length, tower.bos_token_id, tower.eos_token_id, tower.embed_dim
-        )
-        if tower
-        else None,
+        text_tower=_text_tower_spec(tower) if tower else None,
     )
+
+
+def _text_tower_spec(tower: TextTower) -> m.TextTowerSpec:
+    return m.TextTowerSpec(
+        tower.context_length,
+        tower.bos_token_id,
+        tower.eos_token_id,
+        tower.embed_dim,
+        layers=tower.layers,
+        hidden=tower.hidden,
+        heads=tower.heads,
+        intermediate=_mlp_width(tower.tensors, "text"),
+    )
+
+
+def _mlp_width(tensors: TensorStore, part: str) -> int:
+    return tensors.shape(f"{part}.encoder.layers.0.mlp.fc1.weight")[0]
 
 
 def _exporter(settings: ExportSettings) -> m.ExporterSpec:

@@ -1,7 +1,8 @@
 """Widths and depths of a model directory, for counting its FLOPs.
 
-A checkpoint's config.json has them all. Without one they come from the manifest, which states
-everything but the MLP of the encoders: those of CLIP are four times as wide as the model.
+They come from a checkpoint's config.json or from the manifest. Manifests of early exports say
+neither how wide the ViT's MLP is (CLIP's: four times the model) nor how large the text encoder is,
+which then is not counted.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from edge_atp.evaluation.arms import DENSE, Arm
 from edge_atp.flops import ModelSpec, Plan, Transformer, from_config, make_plan
 from edge_atp.runtime import in_llm
 from edge_atp.runtime.depth import fit_options
-from edge_atp.runtime.manifest import Manifest
+from edge_atp.runtime.manifest import Manifest, TextTowerSpec
 
 _MLP_RATIO = 4
 _CONFIG = "config.json"
@@ -59,7 +60,8 @@ def plan_of(model: ModelSpec, arm: Arm, text_tokens: int, manifest: Manifest | N
 def _from_manifest(manifest: Manifest) -> tuple[ModelSpec, str]:
     vision, llm, tower = manifest.vision, manifest.llm, manifest.text_tower
     width, heads = vision.feature_dim, max(1, vision.heads)
-    encoder = Transformer(vision.layers, width, _MLP_RATIO * width, heads, heads, width // heads)
+    mlp = vision.intermediate or _MLP_RATIO * width
+    encoder = Transformer(vision.layers, width, mlp, heads, heads, width // heads)
     language = Transformer(
         llm.layers,
         llm.hidden,
@@ -78,12 +80,26 @@ def _from_manifest(manifest: Manifest) -> tuple[ModelSpec, str]:
         projector=(width, llm.hidden, llm.hidden),
         llm=language,
         vocab=llm.vocab,
-        text=None,
+        text=_text_encoder(tower) if tower else None,
         text_context=tower.context_length if tower else 77,
         joint_width=vision.embed_dim,
     )
-    note = f"manifest.json; MLP of the ViT assumed {_MLP_RATIO} times its width"
-    return spec, note + ("; text encoder not counted" if tower else "")
+    notes = ["manifest.json"]
+    if not vision.intermediate:
+        notes.append(f"MLP of the ViT assumed {_MLP_RATIO} times its width")
+    if tower and spec.text is None:
+        notes.append("text encoder not counted")
+    return spec, "; ".join(notes)
+
+
+def _text_encoder(tower: TextTowerSpec) -> Transformer | None:
+    """Its shape; None where the manifest does not say."""
+    if not (tower.layers and tower.hidden and tower.heads and tower.intermediate):
+        return None
+    head = tower.hidden // tower.heads
+    return Transformer(
+        tower.layers, tower.hidden, tower.intermediate, tower.heads, tower.heads, head
+    )
 
 
 def _vision_layers(manifest: Manifest, counted: int) -> int:

@@ -112,6 +112,7 @@ class VisionSpec:
     feature_layer: index into the hidden states of the layer the projector consumes (-2: last
         but one); embed_layer: the same for the joint-space patch embeddings.
     group_layers: layers per ``vision_group`` graph, 0 where the encoder is one graph only.
+    intermediate: width of the MLP, 0 where unknown; nothing but the count of FLOPs reads it.
     """
 
     num_patches: int
@@ -124,6 +125,7 @@ class VisionSpec:
     layers: int = 0
     heads: int = 0
     group_layers: int = 0
+    intermediate: int = 0
 
     def __post_init__(self) -> None:
         grid = self.patch_grid
@@ -211,12 +213,20 @@ class PromptSpec:
 
 @dataclass(frozen=True)
 class TextTowerSpec:
-    """The CLIP text encoder: longest input in tokens, and its end-of-text token."""
+    """The CLIP text encoder: longest input in tokens, and its end-of-text token.
+
+    layers, hidden, heads, intermediate: its shape, 0 where unknown; nothing but the count of
+        FLOPs reads it.
+    """
 
     context_length: int
     bos_token_id: int
     eos_token_id: int
     embed_dim: int
+    layers: int = 0
+    hidden: int = 0
+    heads: int = 0
+    intermediate: int = 0
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,28 @@ def test_dimensions_come_from_the_manifest_or_from_the_checkpoint(manifest):
     assert spec.patch_values == 3 * 14 * 14
 
 
+def test_a_manifest_that_states_the_encoders_shape_leaves_nothing_to_assume(manifest):
+    full = dataclasses.replace(
+        manifest,
+        vision=dataclasses.replace(manifest.vision, intermediate=700),
+        text_tower=dataclasses.replace(
+            manifest.text_tower, layers=3, hidden=128, heads=2, intermediate=500
+        ),
+    )
+    spec, source = model_spec(full)
+    assert source == "manifest.json"
+    assert spec.vision.mlp_width == 700
+    assert (spec.text.layers, spec.text.mlp_width, spec.text.head_width) == (3, 500, 64)
+    with_text = account(spec, plan_of(spec, Arm("atp", 64), 20, full), 20, 4, "engine")
+    assert with_text.text_tower > 0
+    early = dataclasses.replace(
+        full,
+        vision=dataclasses.replace(full.vision, intermediate=0),
+        text_tower=dataclasses.replace(full.text_tower, hidden=0),
+    )
+    assert "MLP of the ViT assumed 4 times its width; text encoder not" in model_spec(early)[1]
+
+
 def test_the_text_encoder_is_left_out_where_its_size_is_unknown(manifest):
     spec, _ = model_spec(manifest)
     assert plan_of(spec, Arm("atp", 64), 20, manifest).text_tower is (spec.text is not None)
