@@ -21,6 +21,7 @@ from edge_atp.runtime.outputs import Prompt
 from edge_atp.types import VisualSignals
 from export.memory import fits, memory_bytes
 from export.parity_inputs import ParityInputs, make_inputs
+from export.parity_pieces import compare_groups
 from export.precision import get_precision
 from export.reference import Reference
 
@@ -98,6 +99,8 @@ def run_gates(
     try:
         progress("gate: vision, text and selection")
         features = _compare_encoders(reference, engine, inputs, measured)
+        cls_embed = reference.cls_embed if sources.tower else None
+        compare_groups(engine, inputs.images, cls_embed, measured)
         measured.require()
         progress(f"gate: logits of {len(inputs.prompts)} prompts")
         prepared = _compare_logits(reference, engine, inputs, features, measured)

@@ -62,6 +62,9 @@ _FP32 = Precision(
         **_EXACT_GRAPHS,
         "patch_features_relative_l2": 1e-4,
         "cls_attention_max_abs": 1e-6,
+        "groups_relative_l2": 1e-5,
+        "groups_cls_attention_max_abs": 1e-6,
+        "cls_embed_relative_l2": 1e-4,
         "patch_embeds_relative_l2": 1e-4,
         "text_embed_relative_l2": 1e-4,
         "image_embeds_relative_l2": 1e-4,
@@ -75,6 +78,7 @@ _FP32 = Precision(
 _QUANTISED = {
     **_EXACT_GRAPHS,
     "text_embed_relative_l2": 1e-4,
+    "groups_relative_l2": 0.05,
     "kept_jaccard_distance": 0.05,
     "accuracy_drop": 0.01,
 }
@@ -83,6 +87,8 @@ _FP16 = {
     "text_embed_relative_l2": 1e-4,
     "patch_features_relative_l2": 1e-2,
     "patch_embeds_relative_l2": 1e-2,
+    "groups_relative_l2": 1e-2,
+    "cls_embed_relative_l2": 1e-2,
     "kept_jaccard_distance": 0.03,
     "token_disagreement": 0.02,
 }

@@ -67,6 +67,17 @@ class Reference:
         )
 
     @torch.inference_mode()
+    def cls_embed(self, pixel_values: Float) -> Float:
+        """The CLS token behind the last layer, in the joint space: (P,)."""
+        assert self._tower is not None
+        vision = self._model.model.vision_tower
+        last = vision(torch.from_numpy(pixel_values)).last_hidden_state[:, 0]
+        norm = getattr(vision, "vision_model", vision).post_layernorm
+        weight = torch.from_numpy(self._tower.visual_projection.astype(np.float32))
+        embed: Float = (norm(last) @ weight.T)[0].numpy()
+        return embed
+
+    @torch.inference_mode()
     def encode_text(self, input_ids: NDArray[np.int64]) -> Float:
         """Joint-space embedding (P,) of token ids (1, T)."""
         assert self._text is not None

@@ -66,7 +66,7 @@ def test_the_command_draws_a_sheet(tmp_path, tiny_model, capsys):
     assert "cls_topk" in text
     assert "as dense" in text
     assert main([*arguments, "--methods", "atp,tome"]) == 2
-    assert "tome, which prunes in encoder" in capsys.readouterr().err
+    assert "--vision-groups 1" in capsys.readouterr().err
     assert main([*arguments, "--keep", "99"]) == 2
     assert "--keep has 99" in capsys.readouterr().err
 
