@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("edge_atp_msgs", reason="needs the built workspace: scripts/with_ros")
 
+from builtin_interfaces.msg import Time
 from edge_atp_msgs.msg import Answer
 from edge_atp_ros import runner as runner_module
 from edge_atp_ros.giving_up import EXIT_STUCK
@@ -18,6 +19,8 @@ from edge_atp_ros.runner import Runner
 from edge_atp_ros.system import Process
 from faulty_node import command
 from lifecycle_msgs.msg import Transition
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import Image
 from vlm_client import VlmClient, assert_answers, make_image, pattern, start_vlm_node
 
 from edge_atp.runtime.find_model import find_model
@@ -171,3 +174,34 @@ def doubly_answered(client: VlmClient) -> bool:
     time.sleep(0.2)
     answers = [answer for answer in client.answers if answer.query_id == query_id]
     return [answer.header for answer in answers] == [image.header] * 2
+
+
+def test_when_simulated_time_jumps_back_frames_of_the_future_are_forgotten(client, start_process):
+    """A bag that starts over: /clock and the stamps begin again."""
+    start_vlm_node(start_process, "use_sim_time:=true", "max_frame_age:=1.0")
+    client.wait_until_active()
+    clock = client.node.create_publisher(Clock, "/clock", 10)
+    client.wait(clock.get_subscription_count, "the node listens to /clock")
+
+    def at(second: int, **fields) -> Answer:
+        for _ in range(5):
+            clock.publish(Clock(clock=Time(sec=second)))
+            time.sleep(0.05)
+        return client.ask(**fields)
+
+    def image(second: int) -> Image:
+        made = make_image(pattern())
+        made.header.stamp = Time(sec=second)
+        client.images.publish(made)
+        return made
+
+    late = image(100)
+    assert at(100).header == late.header
+    assert at(102).error_code == Answer.ERROR_STALE_FRAME
+    back = at(10)
+    assert back.error_code in {Answer.ERROR_STALE_FRAME, Answer.ERROR_NO_FRAME}
+    early = image(10)
+    assert at(10).header == early.header
+    forwards = at(5000)
+    assert forwards.error_code == Answer.ERROR_STALE_FRAME
+    assert forwards.header == early.header

@@ -188,6 +188,7 @@ def _camera(
                 "frames_received": counts.received,
                 "frames_dropped": counts.dropped,
                 "frames_late": counts.late,
+                "frames_late": counts.late,
                 "rate_hz": f"{rate_hz:.2f}",
                 "seconds_since_last": "never" if age_s is None else f"{age_s:.3f}",
             }

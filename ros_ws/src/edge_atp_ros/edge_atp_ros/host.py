@@ -1,10 +1,11 @@
-"""What the machine says about this process: resident memory and temperatures. Linux only.
+"""This process on its machine: resident memory and temperatures. Linux only.
 
 Nothing here raises: a value that cannot be read is left out.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -20,6 +21,15 @@ def resident_bytes(statm: Path = _STATM) -> int | None:
         return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return None
+
+
+def return_free_memory() -> None:
+    """Hand memory that is no longer used back to the system; glibc keeps most of it otherwise."""
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):  # musl, macOS
+        return
+    trim(0)
 
 
 def temperatures_c(zones: Path = THERMAL_ZONES) -> dict[str, float]:

@@ -34,6 +34,7 @@ from edge_atp_ros.cameras import Cameras
 from edge_atp_ros.diagnostics import Diagnostics, Report
 from edge_atp_ros.giving_up import give_up
 from edge_atp_ros.health import Health
+from edge_atp_ros.host import return_free_memory
 from edge_atp_ros.lifecycle_guard import refuse_invalid_transitions
 from edge_atp_ros.model_info import manifest_sha256, model_info
 from edge_atp_ros.process import StartError
@@ -277,6 +278,7 @@ class VlmNode(LifecycleNode):
             self._answerer = None
             # The sessions sit in reference cycles; without this their memory stays for a while.
             gc.collect()
+            return_free_memory()
         if self._outputs is not None:
             self._outputs.close()
             self._outputs = None
