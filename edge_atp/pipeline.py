@@ -7,7 +7,7 @@ Knows nothing of ROS, cameras or queues; one call at a time (the caller owns the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -30,13 +30,12 @@ from edge_atp.responding import FINISHED, choose, generate
 from edge_atp.runtime.depth import fit_options
 from edge_atp.runtime.engine import Engine
 from edge_atp.runtime.find_model import find_model
-from edge_atp.runtime.in_model import cuts_encoder, has_graphs, require_graphs
-from edge_atp.runtime.manifest import Manifest
+from edge_atp.runtime.in_model import cuts_encoder, require_graphs
 from edge_atp.runtime.model_dir import ModelDirectory
-from edge_atp.runtime.outputs import Prompt
+from edge_atp.runtime.outputs import OPTIONAL_VISION_OUTPUTS, Prompt
 from edge_atp.runtime.prompt import Turn
 from edge_atp.runtime.running import running
-from edge_atp.signals import read_signals
+from edge_atp.signals import optional_outputs, read_signals, runnable_methods
 from edge_atp.timing import StageClock
 from edge_atp.types import (
     Answer,
@@ -185,15 +184,26 @@ class Pipeline:
             except ConfigError as error:
                 raise InvalidQueryError(f"prune.method: {error}") from error
 
-    def encode(self, frame: Frame, clock: StageClock | None = None) -> Encoding:
-        """Preprocess and run the vision encoder on one frame, unless it is an unchanged one."""
+    def encode(
+        self,
+        frame: Frame,
+        clock: StageClock | None = None,
+        optional: Collection[str] = OPTIONAL_VISION_OUTPUTS,
+    ) -> Encoding:
+        """Preprocess and run the vision encoder on one frame, unless it is an unchanged one.
+
+        Args:
+            optional: which of the outputs that few methods read to fetch; all of them by default,
+                so that the encoding serves every method.
+        """
         clock = clock or StageClock()
-        if (last := self._frames.recall(frame)) is not None:
+        last = self._frames.recall(frame)
+        if last is not None and last.vision.has(self._put_out(optional)):
             clock.lap("preprocess")
             return replace(last, frame=frame, reused=True)
         pixel_values, region = self.preprocess(frame.image)
         clock.lap("preprocess")
-        vision = self.engine.encode_image(pixel_values)
+        vision = self.engine.encode_image(pixel_values, optional)
         encoding = Encoding(frame, region, vision)
         self._frames.remember(frame, encoding)
         clock.lap("vision_encode")
@@ -234,6 +244,11 @@ class Pipeline:
 
         return plan(spec, self.default_budget, fits)
 
+    def _put_out(self, optional: Collection[str]) -> list[str]:
+        """Those of the optional vision outputs that this model's graph has."""
+        outputs = {output.name for output in self.manifest.graph("vision").outputs}
+        return [name for name in optional if name in outputs]
+
     def _longest(self, query: Query) -> int:
         return query.max_new_tokens or self.config.max_new_tokens
 
@@ -242,9 +257,20 @@ class Pipeline:
             budget = work.budgets[len(work.encodings)]
             encoding = self._cutting.encode(work, frame, budget)
         else:
-            encoding = frame if isinstance(frame, Encoding) else self.encode(frame, work.clock)
+            encoding = self._encode_whole(work, frame)
         work.num_encoded += encoding is not frame and not encoding.reused
         work.encodings.append(encoding)
+
+    def _encode_whole(self, work: AnswerWork, frame: Frame | Encoding) -> Encoding:
+        """The frame's encoding with what the methods of the question read."""
+        optional: set[str] = set()
+        for budget in work.budgets:
+            optional.update(optional_outputs(self._pruner(budget), self.manifest.vision))
+        if isinstance(frame, Encoding):
+            if frame.vision.has(self._put_out(optional)):
+                return frame
+            frame = frame.frame  # encoded for a method that reads less
+        return self.encode(frame, work.clock, optional)
 
     def _select(self, work: AnswerWork) -> None:
         if work.cut:
@@ -344,23 +370,3 @@ class Pipeline:
                 work.conversation.num_turns + 1,
             ),
         )
-
-
-def runnable_methods(manifest: Manifest) -> tuple[str, ...]:
-    """Pruning methods that a model directory's graphs feed or can be cut by, sorted."""
-    exposed = {"patch_grid", "image_embeds", "text_tokens"}
-    exposed.update(output.name for output in manifest.graph("vision").outputs)
-    if manifest.text_tower:
-        exposed.add("text_embed")
-    return tuple(name for name in pruning.available() if _is_fed(name, exposed, manifest))
-
-
-def _is_fed(method: str, exposed: set[str], manifest: Manifest) -> bool:
-    try:
-        pruner = pruning.load(method)
-    except ImportError:  # the method's own package is missing: nobody else's concern
-        return False
-    if (cut := in_model(pruner)) is not None:
-        return has_graphs(cut, manifest)
-    groups = [*((name,) for name in pruner.needs), *pruner.needs_one_of]
-    return all(exposed.intersection(group) for group in groups)

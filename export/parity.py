@@ -17,13 +17,13 @@ from edge_atp.errors import ArtifactError
 from edge_atp.pruning import atp
 from edge_atp.runtime.engine import Engine
 from edge_atp.runtime.model_dir import ModelDirectory
-from edge_atp.runtime.outputs import Prompt
+from edge_atp.runtime.outputs import OPTIONAL_VISION_OUTPUTS, Prompt, VisionOutput
 from edge_atp.types import VisualSignals
 from export.memory import fits, memory_bytes
 from export.parity_inputs import ParityInputs, make_inputs
 from export.parity_pieces import compare_groups
 from export.precision import get_precision
-from export.reference import Reference
+from export.reference import Reference, ReferenceVision
 
 if TYPE_CHECKING:
     from export.recipe import Sources
@@ -143,11 +143,13 @@ def _compare_encoders(
     alpha, source = selection.alpha, selection.relevance_source
     features = []
     for number, pixels in enumerate(inputs.images):
-        ours, theirs = engine.encode_image(pixels), reference.encode_image(pixels)
+        ours = engine.encode_image(pixels, OPTIONAL_VISION_OUTPUTS)
+        theirs = reference.encode_image(pixels)
         error = _relative_l2(ours.patch_features, theirs.patch_features)
         measured.add("patch_features_relative_l2", error)
         error = float(np.abs(ours.cls_attention - theirs.cls_attention).max())
         measured.add("cls_attention_max_abs", error)
+        _compare_keys(ours, theirs, measured)
         features.append(ours.patch_features)
         if theirs.patch_embeds is None:
             continue
@@ -175,6 +177,16 @@ def _compare_encoders(
     same = min(_relative_l2(features[0], other) for other in features[1:])
     measured.add("other_image_same_features", float(same < 1e-3))
     return features
+
+
+def _compare_keys(ours: VisionOutput, theirs: ReferenceVision, measured: Measurements) -> None:
+    """The outputs that few methods read, where the graph has them."""
+    for name in ("patch_keys", "last_patch_keys"):
+        if (keys := getattr(ours, name)) is not None:
+            measured.add(f"{name}_relative_l2", _relative_l2(keys, getattr(theirs, name)))
+    if ours.last_cls_attention is not None:
+        error = float(np.abs(ours.last_cls_attention - theirs.last_cls_attention).max())
+        measured.add("last_cls_attention_max_abs", error)
 
 
 def _graph_difference(engine: Engine, pruner: atp.Method, signals: VisualSignals) -> float:

@@ -21,11 +21,18 @@ Float = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ReferenceVision:
-    """patch_features (N, D), cls_attention (N,), patch_embeds (N, P) or None."""
+    """patch_features (N, D), cls_attention (N,), patch_embeds (N, P) or None.
+
+    patch_keys (N, D) are the keys of the layer that ``cls_attention`` is of, heads concatenated;
+    last_cls_attention and last_patch_keys are those of the encoder's last layer.
+    """
 
     patch_features: Float
     cls_attention: Float
     patch_embeds: Float | None
+    patch_keys: Float
+    last_cls_attention: Float
+    last_patch_keys: Float
 
 
 class Reference:
@@ -53,7 +60,18 @@ class Reference:
         )
         layer = self._model.config.vision_feature_layer
         # Hidden state 0 is the embedding, so state i comes from attention i - 1.
-        attention = output.attentions[layer if layer < 0 else layer - 1]
+        scored = layer if layer < 0 else layer - 1
+
+        def cls_row(index: int) -> Float:
+            row: Float = output.attentions[index][0, :, 0, 1:].mean(dim=0).numpy()
+            return row
+
+        def keys(index: int) -> Float:
+            block = getattr(vision, "vision_model", vision).encoder.layers[index]
+            entering = output.hidden_states[index - 1 if index < 0 else index]
+            projected: Float = block.self_attn.k_proj(block.layer_norm1(entering))[0, 1:].numpy()
+            return projected
+
         embeds = None
         if self._tower is not None:
             norm = getattr(vision, "vision_model", vision).post_layernorm
@@ -62,8 +80,11 @@ class Reference:
             embeds = (patches @ weight.T).numpy()
         return ReferenceVision(
             output.hidden_states[layer][0, 1:].numpy(),
-            attention[0, :, 0, 1:].mean(dim=0).numpy(),
+            cls_row(scored),
             embeds,
+            keys(scored),
+            cls_row(-1),
+            keys(-1),
         )
 
     @torch.inference_mode()

@@ -1,7 +1,8 @@
-"""``vision.onnx``: pixels to patch features, the CLS attention row and joint-space patches.
+"""``vision.onnx``: pixels to patch features, CLS attention rows, keys and joint-space patches.
 
-Attention stays fused; the CLS row is computed beside it as one extra softmax(q_cls K^T), which
-costs one row instead of the whole attention matrix.
+Attention stays fused; a CLS row is computed beside it as one extra softmax(q_cls K^T), which
+costs one row instead of the whole attention matrix. Runtimes execute a graph whole, whatever is
+fetched, so every output is one whose parts the encoder computes anyway: the keys are a copy.
 """
 
 from __future__ import annotations
@@ -32,8 +33,11 @@ def emit_vision(
 
     Input: pixel_values (1, 3, size, size).
     Outputs: patch_features (1, N, D) of hidden state ``feature_layer``; cls_attention (1, N),
-    head mean, of the layer that produced it; patch_embeds (1, N, P), post-layernorm and visual
-    projection of hidden state ``embed_layer`` (absent without a projection).
+    head mean, of the layer that produced it, and patch_keys (1, N, D), that layer's attention keys
+    of the patches, heads concatenated; last_cls_attention and last_patch_keys, the same of the
+    encoder's last layer (absent where it is the consumed one or does not run); patch_embeds
+    (1, N, P), post-layernorm and visual projection of hidden state ``embed_layer`` (absent without
+    a projection).
 
     Args:
         visual_projection: (P, D), or None where the checkpoint has no joint space.
@@ -48,7 +52,8 @@ def emit_vision(
     count = config.grid**2
 
     x = embed_patches(graph, tensors, config)
-    states, cls_attention = {0: x}, ""
+    states = {0: x}
+    scored: dict[int, tuple[str, str]] = {}  # hidden state -> CLS row and keys behind it
     for index in range(last):
         x, q, k = clip_layer(
             graph,
@@ -62,11 +67,15 @@ def emit_vision(
             fused=fused,
         )
         states[index + 1] = x
-        if index + 1 == feature_at:
-            cls_attention = _cls_row(graph, q, k, config.heads, head_dim)
+        if index + 1 in (feature_at, config.layers):
+            row = _cls_row(graph, q, k, config.heads, head_dim)
+            scored[index + 1] = (row, _without_cls(graph, k))
     features = _without_cls(graph, states[feature_at])
     graph.output("patch_features", features, TensorProto.FLOAT, [1, count, config.hidden])
-    graph.output("cls_attention", cls_attention, TensorProto.FLOAT, [1, count])
+    for number, (row, keys) in scored.items():
+        prefix = "" if number == feature_at else "last_"
+        graph.output(f"{prefix}cls_attention", row, TensorProto.FLOAT, [1, count])
+        graph.output(f"{prefix}patch_keys", keys, TensorProto.FLOAT, [1, count, config.hidden])
     if visual_projection is not None:
         patches = _without_cls(graph, states[embed_at])
         normed = layer_norm(graph, tensors, "vision.post_layernorm", patches, config.norm_eps)

@@ -21,17 +21,18 @@ from edge_atp.types import Array, Selection, VisualSignals
 
 # Which encoder output to enable when a method misses a signal.
 _HOW_TO_GET = {
-    "cls_attention": "the CLS attention row (vision graph output `cls_attention`)",
-    "received_attention": "the received-attention row (vision graph output `received_attention`)",
+    "cls_attention": "the CLS attention row (vision graph output `cls_attention`; the encoder must"
+    " have a CLS token)",
+    "received_attention": "the attention each patch receives (models with edge_atp.hf.attach;"
+    " exported engines do not put it out)",
     "patch_embeds": "the joint-space patches (vision graph output `patch_embeds`; needs a matching"
     " CLIP text tower, export with --text-tower)",
     "text_embed": "the question's CLIP embedding (graph `text`; export with --text-tower)",
     "patch_features": "the patch features (vision graph output `patch_features`)",
     "image_embeds": "the projected patches (run the projector before selection)",
     "text_tokens": "the language model's embeddings of the question",
-    "clip_text_tokens": "per-token CLIP text embeddings (text graph output `text_tokens`)",
-    "patch_keys": "the attention keys (vision graph output `patch_keys`)",
-    "cls_key": "the CLS attention key (vision graph output `cls_key`)",
+    "patch_keys": "the attention keys (vision graph output `patch_keys`; export the model again"
+    " where it is missing)",
     "patch_grid": "the patch grid (rows, cols)",
 }
 
@@ -116,23 +117,26 @@ class Pruner(ABC):
         """The method's name: its module's."""
         return type(self).__module__.rsplit(".", 1)[-1]
 
+    def missing(self, *names: str) -> str:
+        """The message where none of the signals ``names`` is there: what to enable."""
+        which, exposed = " or ".join(names), "exposed neither" if len(names) > 1 else ""
+        return (
+            f"{self.name} needs {which}, {'and' if exposed else 'which'} the encoder"
+            f" {exposed or 'did not expose'}: enable "
+            + ", or ".join(_HOW_TO_GET.get(name, name) for name in names)
+        )
+
     def _used_signals(self, signals: VisualSignals) -> list[str]:
         for name in self.needs:
             if getattr(signals, name) is None:
-                raise MissingSignalError(
-                    f"{self.name} needs {name}, which the encoder did not expose:"
-                    f" enable {_HOW_TO_GET[name]}"
-                )
+                raise MissingSignalError(self.missing(name))
         return [*self.needs, *(self._first(signals, group) for group in self.needs_one_of)]
 
     def _first(self, signals: VisualSignals, group: tuple[str, ...]) -> str:
         for name in group:
             if getattr(signals, name) is not None:
                 return name
-        raise MissingSignalError(
-            f"{self.name} needs {' or '.join(group)}, and the encoder exposed neither: enable "
-            + ", or ".join(_HOW_TO_GET[name] for name in group)
-        )
+        raise MissingSignalError(self.missing(*group))
 
     @abstractmethod
     def _select(self, signals: VisualSignals, num_kept: int, /) -> Selection:

@@ -7,7 +7,7 @@ time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,13 @@ from edge_atp.runtime.in_llm.planning import held_bytes, open_blocks, plan_cuts
 from edge_atp.runtime.kv_cache import KvCache, make_kv_cache
 from edge_atp.runtime.kv_prefix import HeldKv
 from edge_atp.runtime.model_dir import ModelDirectory
-from edge_atp.runtime.outputs import Float, Generation, Prompt, VisionOutput
+from edge_atp.runtime.outputs import (
+    OPTIONAL_VISION_OUTPUTS,
+    Float,
+    Generation,
+    Prompt,
+    VisionOutput,
+)
 from edge_atp.runtime.prompt import PromptBuilder, Turn
 from edge_atp.runtime.sessions.base import Session, SessionOptions
 from edge_atp.runtime.text import (
@@ -101,9 +107,12 @@ class Engine:
         """Memory of the KV cache."""
         return self._decoder.kv_bytes
 
-    def encode_image(self, pixel_values: Float) -> VisionOutput:
+    def encode_image(self, pixel_values: Float, optional: Collection[str] = ()) -> VisionOutput:
         """Encode one preprocessed image (1, 3, size, size) float32.
 
+        Args:
+            optional: those of ``OPTIONAL_VISION_OUTPUTS`` to fetch as well, where the graph has
+                them.
         Raises:
             ShapeError: another shape, or values that are not finite.
         """
@@ -114,14 +123,15 @@ class Engine:
             )
         if not np.isfinite(pixel_values).all():
             raise ShapeError("pixel_values contains NaN or infinity; check the image")
-        out = self._vision.run({"pixel_values": pixel_values.astype(np.float32, copy=False)})
-        count = self.directory.manifest.vision.num_patches
-        empty = np.zeros((count, 0), np.float32)
-        return VisionOutput(
-            patch_features=out["patch_features"][0],
-            cls_attention=out["cls_attention"][0],
-            patch_embeds=out["patch_embeds"][0] if "patch_embeds" in out else empty,
+        names = tuple(
+            spec.name
+            for spec in self.directory.manifest.graph("vision").outputs
+            if spec.name in optional or spec.name not in OPTIONAL_VISION_OUTPUTS
         )
+        out = self._vision.run({"pixel_values": pixel_values.astype(np.float32, copy=False)}, names)
+        count = self.directory.manifest.vision.num_patches
+        fetched = {name: array[0] for name, array in out.items()}
+        return VisionOutput(**{"patch_embeds": np.zeros((count, 0), np.float32), **fetched})
 
     def encode_text(self, text: str) -> Float:
         """The text's embedding (P,) in the joint space; the last 256 texts are remembered.

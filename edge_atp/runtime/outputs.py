@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 Float = NDArray[np.float32]
+
+# Vision outputs that few methods read; fetched for those alone.
+OPTIONAL_VISION_OUTPUTS = ("patch_keys", "last_cls_attention", "last_patch_keys")
 
 
 @dataclass(frozen=True)
@@ -17,11 +21,22 @@ class VisionOutput:
     patch_features: (N, D) what the projector consumes.
     cls_attention: (N,) head-mean attention of the CLS token to each patch, consumed layer.
     patch_embeds: (N, P) patches in the joint image-text space.
+    patch_keys: (N, D) attention keys of the consumed layer, heads concatenated; None where they
+        were not asked for or the graph does not put them out. So too the next two.
+    last_cls_attention: (N,) as ``cls_attention``, of the encoder's last layer.
+    last_patch_keys: (N, D) as ``patch_keys``, of the encoder's last layer.
     """
 
     patch_features: Float
     cls_attention: Float
     patch_embeds: Float
+    patch_keys: Float | None = None
+    last_cls_attention: Float | None = None
+    last_patch_keys: Float | None = None
+
+    def has(self, names: Iterable[str]) -> bool:
+        """Whether all outputs of those names are there."""
+        return all(getattr(self, name) is not None for name in names)
 
 
 @dataclass(frozen=True)
