@@ -48,6 +48,7 @@ class Request:
     policy: str | None
     site: str | None
     attention_layer: int | None
+    embed_layer: int = -1
 
     @property
     def budget(self) -> Keep | None:
@@ -59,7 +60,7 @@ class Request:
         layer = self.attention_layer
         if layer is None:
             layer = getattr(self.method, "attention_layer", None)
-        return VisionTap(self.host.vision, layer)
+        return VisionTap(self.host.vision, layer, self.embed_layer)
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,7 @@ def attach(
     prune_site: str | None = None,
     per_tile: bool = True,
     attention_layer: int | None = None,
+    embed_layer: int = -1,
     **options: Any,
 ) -> Handle:
     """Prune the visual tokens of every following ``model(...)`` and ``model.generate(...)``.
@@ -110,6 +111,8 @@ def attach(
         per_tile: budget per tile or frame (True) or for the whole image or video.
         attention_layer: 0-based vision layer to score attention and keys of, negative from the
             end; the layer whose features are consumed when left out.
+        embed_layer: hidden state of the vision encoder that joint-space patches are taken from, -1
+            for the last.
         options: the method's own options, when ``pruner`` is a name.
     Returns:
         Handle; ``detach(model)`` restores the model.
@@ -138,6 +141,7 @@ def attach(
             policy=position_policy,
             site=prune_site,
             attention_layer=attention_layer,
+            embed_layer=embed_layer,
         )
     )
     handle = Handle(served, method, parts, questions)

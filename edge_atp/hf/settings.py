@@ -28,6 +28,7 @@ _EXPORT_NAMES = {
     "alpha": "alpha",
     "keep_ratio": "keep_ratio",
     "relevance_source": "relevance_source",
+    "embed_layer": "embed_layer",
 }
 
 
@@ -41,6 +42,7 @@ class ModelSettings:
     vision_feature_layer: hidden state that the projector reads; checked against the checkpoint.
     prune_site: "pre_projector" or "post_projector".
     position_ids: "compact" or "original".
+    embed_layer: hidden state that joint-space patches are taken from, -1 for the last.
     pruner: default method.
     relevance_source, alpha: options of methods that have them.
     keep_ratio: default share of visual tokens kept, (0, 1].
@@ -53,6 +55,7 @@ class ModelSettings:
     vision_feature_layer: int | None = None
     prune_site: str = "pre_projector"
     position_ids: str = "compact"
+    embed_layer: int = -1
     pruner: str = "atp"
     relevance_source: str = "raw"
     alpha: float = 0.5
@@ -121,7 +124,11 @@ class ModelSettings:
         name = pruner or self.pruner
         if keep is None and name == self.pruner:
             keep = self.keep_ratio
-        defaults: dict[str, Any] = {"family": self.family, "text_tower": self.text_tower or None}
+        defaults: dict[str, Any] = {
+            "family": self.family,
+            "text_tower": self.text_tower or None,
+            "embed_layer": self.embed_layer,
+        }
         options = option_names(name)
         if name == self.pruner:
             defaults |= {"prune_site": self.prune_site, "position_policy": self.position_ids}

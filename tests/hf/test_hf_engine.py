@@ -58,7 +58,8 @@ def test_same_kept_patches_and_tokens(pipeline, checkpoint, method, question):
     patches = pipeline.grid.num_patches
     text = PROMPT.format(question=question).replace("<image>", "<image>" * patches)
     inputs = {**ref.text_inputs(processor.tokenizer(text, return_tensors="pt"))}
-    handle = settings.attach(model, processor, method, 64)
+    layer = pipeline.manifest.vision.embed_layer
+    handle = settings.attach(model, processor, method, 64, embed_layer=layer)
     try:
         tokens = ref.generate(model, {**inputs, "pixel_values": pixels}, steps=8)[0].tolist()
         kept = handle.last_selections[0][0].kept_indices.numpy()

@@ -181,6 +181,21 @@ def test_value_path_relevance(model, attach, tower):
     torch.testing.assert_close(handle.last_selections[0][0].scores, want)
 
 
+@pytest.mark.parametrize("layer", [-2, 1, 3])
+def test_relevance_from_an_earlier_layer(model, attach, tower, layer):
+    inputs = batch(QUESTIONS[:1])
+    states = encode(model, inputs["pixel_values"])[3].hidden_states
+    vision, (clip, tokenizer) = model.model.vision_tower, tower
+    joint = clip.visual_projection(vision.post_layernorm(states[layer][:, 1:]))[0]
+    ids = [1, *tokenizer(QUESTIONS[0], add_special_tokens=False)["input_ids"], 2]
+    text = clip.text_projection(clip.text_model(torch.tensor([ids])).pooler_output)
+    relevance = torch.cosine_similarity(joint, text)
+    handle = attach("atp", 6, alpha=1.0, embed_layer=layer)
+    ref.generate(model, inputs, steps=1)
+    want = (relevance - relevance.min()) / (relevance.max() - relevance.min())
+    torch.testing.assert_close(handle.last_selections[0][0].scores, want)
+
+
 def test_detach_restores_the_model_bit_for_bit(model, attach):
     inputs = batch()
     before = model.generate(**inputs, max_new_tokens=4, do_sample=False)
@@ -255,6 +270,8 @@ def test_errors_name_the_fix(model, attach, tower):
         attach("random", family="qwen2_vl")
     with pytest.raises(ConfigError, match=r"prune_site must be 'post_projector'"):
         attach("divprune", prune_site="pre_projector")
+    with pytest.raises(ConfigError, match=r"embed_layer is 0; the vision encoder has \d+ layers"):
+        attach("atp", embed_layer=0)
     with pytest.raises(ConfigError, match=r"keep is 1\.5"):
         attach("random", 1.5)
     with pytest.raises(ConfigError, match=r"keep is 0;"):

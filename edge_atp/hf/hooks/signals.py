@@ -147,6 +147,6 @@ class SignalSource:
         if self.text_tower.in_language_model:
             return None if embeds is None else embeds.flatten(0, 1)
         value = self.relevance_source == "value"
-        patches = self.tap.value_patches() if value else self.tap.last_patches()
+        patches = self.tap.value_patches() if value else self.tap.joint_patches()
         joint = self.text_tower.project_patches(patches, self.host.vision)
         return self._flat_rows(call, joint)

@@ -18,11 +18,13 @@ from edge_atp.hf.hooks.projections import ProjectionTap, cls_rows, received_rows
 class VisionTap:
     """Projections of the scored layer and of the last one, and two layers' outputs."""
 
-    def __init__(self, tower: VisionTower, layer: int | None = None) -> None:
+    def __init__(self, tower: VisionTower, layer: int | None = None, embed_layer: int = -1) -> None:
         """
         Args:
             layer: 0-based layer whose attention and keys are scored, negative from the end; None
                 for the tower's default.
+            embed_layer: hidden state that joint-space patches are taken from, -1 for the last; as
+                the exporter counts, n >= 1 is what layer n - 1 puts out.
         """
         self.tower = tower
         count = len(tower.layers)
@@ -35,6 +37,12 @@ class VisionTap:
             index: ProjectionTap(getattr(tower.layers[index], tower.attention))
             for index in {scored, count - 1}
         }
+        if not (1 <= embed_layer <= count or -count <= embed_layer <= -1):
+            raise ConfigError(
+                f"embed_layer is {embed_layer}; the vision encoder has {count} layers, so it must"
+                f" be in [1, {count}] or [-{count}, -1]"
+            )
+        self._embed_at = embed_layer - 1 if embed_layer > 0 else count + embed_layer
         self._scored, self._last = taps[scored], taps[count - 1]
         self._taps = tuple(taps.values())
         self._outputs: dict[int, Tensor] = {}
@@ -43,7 +51,8 @@ class VisionTap:
         """Register the capturing hooks."""
         for tap in self._taps:
             tap.install(installation)
-        for index in {self.tower.feature_layer, len(self.tower.layers) - 1}:
+        last = len(self.tower.layers) - 1
+        for index in {self.tower.feature_layer, self._embed_at, last}:
             installation.after(self.tower.layers[index], self._capture(index))
 
     def clear(self) -> None:
@@ -90,9 +99,9 @@ class VisionTap:
         """(T, D) CLS token after the encoder's last layer."""
         return self._output(len(self.tower.layers) - 1)[:, 0]
 
-    def last_patches(self) -> Tensor:
-        """(T, n, D) patches after the encoder's last layer."""
-        states = self._output(len(self.tower.layers) - 1)
+    def joint_patches(self) -> Tensor:
+        """(T, n, D) patches of ``embed_layer``, before the projection into the joint space."""
+        states = self._output(self._embed_at)
         return states[:, 1:] if self.tower.has_cls else states
 
     def value_patches(self) -> Tensor:
