@@ -31,7 +31,7 @@ from edge_atp_ros.convert import to_duration
 _POLICIES = {
     name.removeprefix("POLICY_").lower(): getattr(PruneConfig, name)
     for name in dir(PruneConfig)
-    if name.startswith("POLICY_")
+    if name.startswith("POLICY_") and name != "POLICY__DEFAULT"  # rosidl's, of field `policy`
 }
 _UINT32 = 2**32 - 1
 
