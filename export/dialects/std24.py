@@ -60,6 +60,7 @@ class Form(Dialect):
         shape = [1, self.config.kv_heads, self.max_kv, self.config.head_dim]
         past = self.graph.input(f"past.{layer}.{kind}", TensorProto.FLOAT, shape)
         present = f"present.{layer}.{kind}"
-        self.graph.nodes("TensorScatter", [past, new, self._write], [present], axis=2)
+        # TensorRT reads no other axis than -2, though 2 is the same.
+        self.graph.nodes("TensorScatter", [past, new, self._write], [present], axis=-2)
         self.graph.output(present, present, TensorProto.FLOAT, shape)
         return present

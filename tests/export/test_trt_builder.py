@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from fake_tensorrt import VERSIONS, FakeCuda, FakeTensorRT
@@ -29,7 +30,10 @@ def exported(
         "ort-gqa": {"dialect": "ort-gqa"},
         "prim17": {"dialect": "prim17"},
         "prim18": {"dialect": "prim18"},
+        "std24": {"dialect": "std24"},
         "fp16": {"dialect": "prim18", "precision": "fp16"},
+        "int8": {"dialect": "prim17", "precision": "int8"},
+        "int4": {"dialect": "std24", "precision": "int4-weights"},
     }.items():
         settings = ExportSettings(
             checkpoint,
@@ -153,20 +157,69 @@ def test_without_tensorrt_it_says_where_to_run(exported: dict[str, Path]) -> Non
         build(exported["prim18"], None, FakeCuda())
 
 
-def test_linter_on_every_dialect(exported: dict[str, Path]) -> None:
-    """prim17 suits all versions, prim18 those after 8.6, ort-gqa none; only because of that."""
-    old, new = PARSERS
-    for graph in ("vision", "text", "project", "decoder", "select_atp"):
-        file = f"{graph}.onnx"
-        assert lint(exported["prim17"] / file, old) == []
-        assert lint(exported["prim17"] / file, new) == []
-        assert lint(exported["prim18"] / file, new) == []
-        assert lint(exported["fp16"] / file, new) == []
-        assert lint(exported["prim18"] / file, old) == [
-            Finding("", "opset 18 of the default domain; 17 at most")
-        ]
-    found = {f.problem for f in lint(exported["ort-gqa"] / "decoder.onnx", new)}
-    assert "operator com.microsoft.GroupQueryAttention is no standard operator" in found
+GRAPHS = ("vision", "text", "project", "decoder", "select_atp")
+
+
+@pytest.mark.parametrize(
+    ("name", "read_by"),
+    [
+        ("prim17", ("8.6", "10.1", "10.15", "11.2")),
+        ("int8", ("8.6", "10.1", "10.15", "11.2")),
+        ("prim18", ("10.1", "10.15", "11.2")),
+        ("fp16", ("10.1", "10.15", "11.2")),
+        ("std24", ("10.15", "11.2")),
+        ("int4", ("10.15", "11.2")),
+        ("ort-gqa", ()),
+    ],
+)
+def test_which_versions_read_a_dialect(
+    exported: dict[str, Path], name: str, read_by: tuple[str, ...]
+) -> None:
+    found = {
+        parser.name: [f for graph in GRAPHS for f in lint(exported[name] / f"{graph}.onnx", parser)]
+        for parser in PARSERS
+    }
+    assert tuple(version for version, findings in found.items() if not findings) == read_by
+
+
+def test_linter_says_why(exported: dict[str, Path]) -> None:
+    old, new, newer, _ = PARSERS
+    # prim18 is refused by 8.6 for its opset alone.
+    assert lint(exported["prim18"] / "decoder.onnx", old) == [
+        Finding("", "opset 18 of the default domain; 17 at most")
+    ]
+    problems = {f.problem for f in lint(exported["std24"] / "decoder.onnx", new)}
+    assert "operator TensorScatter is not in the support table" in problems
+    problems = {f.problem for f in lint(exported["int4"] / "decoder.onnx", old)}
+    assert "DequantizeLinear of INT4 is not supported" in problems
+    problems = {f.problem for f in lint(exported["ort-gqa"] / "decoder.onnx", newer)}
+    assert "operator com.microsoft.GroupQueryAttention is no standard operator" in problems
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs", "attributes", "problem"),
+    [
+        ("TensorScatter", ["x", "y", "i"], {"axis": 2}, "axis of TensorScatter must be -2"),
+        ("Attention", ["x", "x", "x", "", "y"], {}, "takes queries, keys, values and mask alone"),
+        ("Attention", ["x", "x", "x"], {"softcap": 2.0}, "attribute softcap of Attention"),
+        ("QuantizeLinear", ["x", "scale", "seven"], {}, "zero point of QuantizeLinear must be 0"),
+        ("Unsqueeze", ["x", "y"], {}, "axes of Unsqueeze must be an initialiser"),
+        ("TopK", ["x", "i"], {"sorted": 0}, "TopK must be sorted"),
+    ],
+)
+def test_restrictions_of_the_newest_table(
+    op: str, inputs: list[str], attributes: dict[str, object], problem: str, tmp_path: Path
+) -> None:
+    """Nodes alone; whether they make sense is not asked."""
+    node = onnx.helper.make_node(op, inputs, ["out"], **attributes)
+    seven = onnx.numpy_helper.from_array(np.array(7, np.int8), "seven")
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph([node], "one", [], [], [seven]),
+        opset_imports=[onnx.helper.make_opsetid("", 24)],
+    )
+    onnx.save(model, str(tmp_path / "one.onnx"))
+    (finding,) = lint(tmp_path / "one.onnx", PARSERS[-1])
+    assert problem in finding.problem
 
 
 @pytest.mark.parametrize("dialect", ["prim17", "prim18", "fp16"])
@@ -179,7 +232,9 @@ def test_shapes_and_types_of_standard_graphs_infer(exported: dict[str, Path], di
 def test_check_command(exported: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(exported["prim17"]), "--check"]) == 0
     assert main([str(exported["ort-gqa"]), "--check"]) == 1
-    assert "TensorRT 8.6" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "8.6" in shown
+    assert "11.2" in shown
 
 
 def test_topk_limit() -> None:
