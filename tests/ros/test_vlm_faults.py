@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("edge_atp_msgs", reason="needs the built workspace: scripts/with_ros")
 
+from builtin_interfaces.msg import Duration
 from edge_atp_msgs.msg import Answer, PruneConfig
 from sensor_msgs.msg import Image
 from vlm_client import (
@@ -22,8 +23,11 @@ RATIO = PruneConfig.POLICY_KEEP_RATIO
 
 
 @pytest.fixture(scope="module")
-def node(start_module_process):
-    return start_vlm_node(start_module_process)
+def node(start_module_process, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        # A calibration that someone made on this machine must not be found.
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        return start_vlm_node(start_module_process)
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +144,33 @@ def test_keep_ratio_changes_while_running_and_bad_values_are_refused(client):
     finally:
         assert client.set_parameter("keep_ratio", -1.0).successful
     assert client.ask().tokens.visual_kept == default
+
+
+BAD_VALUES = {
+    "sync_tolerance": (-0.1, 61.0, float("nan")),
+    "frame_wait": (-1.0, float("inf")),
+    "max_frame_age": (-1.0,),
+    "latency_budget_ms": (-1.0, 100.0),  # the second needs a calibration
+    "cameras.camera.roi": ([1, 2, 3], [0, 0, -5, 5], [9, 9, 0, 9]),
+}
+
+
+@pytest.mark.parametrize("name", sorted(BAD_VALUES))
+def test_a_value_out_of_range_is_refused_with_the_reason_and_the_old_one_stays(client, name):
+    before = client.get_parameter(name)
+    for value in BAD_VALUES[name]:
+        result = client.set_parameter(name, value)
+        assert not result.successful
+        assert name in result.reason, result.reason
+    assert client.get_parameter(name) == before
+
+
+def test_without_a_calibration_a_latency_budget_says_how_to_make_one(client):
+    budget = Duration(nanosec=50_000_000)
+    prune = {"policy": PruneConfig.POLICY_LATENCY_BUDGET, "latency_budget": budget}
+    answer = client.ask(prune=prune)
+    assert answer.error_code == Answer.ERROR_INVALID_QUERY
+    assert "--calibrate" in answer.error_msg
 
 
 @pytest.mark.parametrize(("name", "value"), [("engine", "trt"), ("model", "other")])

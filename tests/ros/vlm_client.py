@@ -16,10 +16,10 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from edge_atp_msgs.msg import Answer, PatchMaskArray, PruneConfig, Query
 from lifecycle_msgs.srv import ChangeState, GetState
-from rcl_interfaces.srv import SetParameters
+from rcl_interfaces.srv import GetParameters, SetParameters
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
-from rclpy.parameter import Parameter
+from rclpy.parameter import Parameter, parameter_value_to_python
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
@@ -184,6 +184,12 @@ class VlmClient:
             parameters=[Parameter(name, value=value).to_parameter_msg()]
         )
         return self.call(SetParameters, "set_parameters", request).results[0]
+
+    def get_parameter(self, name: str) -> Any:
+        """The value of a parameter of the node."""
+        request = GetParameters.Request(names=[name])
+        value = self.call(GetParameters, "get_parameters", request).values[0]
+        return parameter_value_to_python(value)
 
     def change_state(self, transition: int) -> bool:
         request = ChangeState.Request()

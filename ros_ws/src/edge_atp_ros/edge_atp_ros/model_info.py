@@ -9,6 +9,7 @@ from edge_atp_msgs.msg import ModelInfo, PruneConfig
 from edge_atp.pipeline import Pipeline, runnable_methods
 from edge_atp.runtime.manifest import FILE_NAME
 from edge_atp.runtime.model_dir import file_sha256
+from edge_atp_ros.convert import to_duration
 
 
 def manifest_sha256(pipeline: Pipeline) -> str:
@@ -47,11 +48,20 @@ def model_info(pipeline: Pipeline, sha256: str, cameras: Sequence[str]) -> Model
         max_new_tokens=config.max_new_tokens,
         max_context_tokens=manifest.llm.max_kv,
         available_methods=list(runnable_methods(manifest)),
-        default_prune=PruneConfig(
-            policy=PruneConfig.POLICY_KEEP_RATIO,
-            method=pipeline.default_budget.method,
-            keep_ratio=float(pipeline.default_budget.value),
-            alpha=float(pipeline.default_budget.alpha),
-        ),
+        default_prune=_default_prune(pipeline),
         cameras=list(cameras),
     )
+
+
+def _default_prune(pipeline: Pipeline) -> PruneConfig:
+    budget, latency_budget_ms = pipeline.default_budget, pipeline.config.latency_budget_ms
+    default = PruneConfig(
+        policy=PruneConfig.POLICY_KEEP_RATIO,
+        method=budget.method,
+        keep_ratio=float(budget.value),
+        alpha=float(budget.alpha),
+    )
+    if latency_budget_ms > 0:
+        default.policy = PruneConfig.POLICY_LATENCY_BUDGET
+        default.latency_budget = to_duration(latency_budget_ms / 1e3)
+    return default
