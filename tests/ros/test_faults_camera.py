@@ -38,6 +38,7 @@ CAMERA = "/vlm_node: camera camera"
 COMPLETE = {Answer.STATUS_FINAL, Answer.STATUS_TRUNCATED}
 LIMIT_S = 1.0
 LIMIT = Duration(sec=1)
+PATIENT = Duration(sec=20)  # what must be fresh is so on a machine that is far too busy, too
 HOUR_S = 3600.0
 
 
@@ -97,7 +98,7 @@ def camera(driver, client, node, truth) -> Iterator[Camera]:
     """The camera; afterwards the node must be alive and right, and must have been truthful."""
     yield driver
     good = driver.send()
-    answer = client.ask(max_frame_age=LIMIT)
+    answer = client.ask(max_frame_age=PATIENT)
     assert_answers(client, answer, good)
     assert answer.text == truth
     for answer in client.answers:
@@ -112,7 +113,7 @@ def camera(driver, client, node, truth) -> Iterator[Camera]:
 
 def test_a_camera_that_stops_is_reported_and_not_answered_about(camera, client):
     last = camera.send()
-    assert client.ask(max_frame_age=LIMIT).header == last.header
+    assert client.ask(max_frame_age=PATIENT).header == last.header
     time.sleep(LIMIT_S)
     stale = client.ask(max_frame_age=LIMIT)
     assert (stale.status, stale.error_code) == (Answer.STATUS_ERROR, Answer.ERROR_STALE_FRAME)
@@ -128,7 +129,7 @@ def test_a_camera_that_stutters_is_answered_about_whenever_it_is_fresh(camera, c
     for burst, pause_s in ((5, 0.3), (1, 0.6), (8, 0.0), (2, LIMIT_S)):
         for _ in range(burst):
             newest = camera.send()
-        assert client.ask(max_frame_age=LIMIT).header == newest.header
+        assert client.ask(max_frame_age=PATIENT).header == newest.header
         time.sleep(pause_s)
     assert client.ask(max_frame_age=LIMIT).error_code == Answer.ERROR_STALE_FRAME
 
@@ -137,7 +138,7 @@ def test_a_camera_that_repeats_its_last_image_grows_stale(camera, client):
     """A frozen driver publishes at full rate; what it shows is as old as its stamp."""
     before = int(client.diagnostic(CAMERA, "frames_received"))
     frozen = camera.send()
-    assert client.ask(max_frame_age=LIMIT).header == frozen.header
+    assert client.ask(max_frame_age=PATIENT).header == frozen.header
     for _ in range(12):
         camera.repeat(frozen)
         time.sleep(LIMIT_S / 10)
@@ -147,14 +148,11 @@ def test_a_camera_that_repeats_its_last_image_grows_stale(camera, client):
 
 def test_images_that_overtake_each_other_do_not_replace_the_newest(camera, client):
     start_s = camera.now_s()
-    for offset_ms in (0, 66, 33, 132, 99, 66):
-        image = camera.send(start_s + offset_ms / 1e3, pattern(seed=offset_ms))
-        if offset_ms == 132:
-            newest = image
-    answer = client.ask(max_frame_age=LIMIT)
+    pictures = {ms: pattern(seed=ms) for ms in (0, 66, 33, 132, 99)}
+    sent = {ms: camera.send(start_s + ms / 1e3, pixels) for ms, pixels in pictures.items()}
+    client.wait(lambda: int(client.diagnostic(CAMERA, "frames_late")) == 2, "late ones counted")
 
-    assert_answers(client, answer, newest)
-    client.wait(lambda: int(client.diagnostic(CAMERA, "frames_late")) == 3, "late ones counted")
+    assert_answers(client, client.ask(max_frame_age=PATIENT), sent[132])
 
 
 @pytest.mark.parametrize("jump_s", [HOUR_S, -HOUR_S])
@@ -167,7 +165,7 @@ def test_a_cameras_clock_that_jumps_is_not_believed_and_not_held_against_it(came
     assert client.ask().header == jumped.header, "without a limit the newest arrival counts"
 
     back = camera.send()
-    assert client.ask(max_frame_age=LIMIT).header == back.header
+    assert client.ask(max_frame_age=PATIENT).header == back.header
 
 
 def test_encoding_and_size_may_change_with_every_image(camera, client):

@@ -23,9 +23,12 @@ from edge_atp_ros.diagnostics import (
     host_status,
     latency_status,
     node_status,
+    standing_status,
 )
 from edge_atp_ros.health import Health
 from edge_atp_ros.host import resident_bytes, temperatures_c
+from edge_atp_ros.log_line import log_line
+from edge_atp_ros.turns import Skips
 from edge_atp_ros.watchdog import Watchdog
 
 
@@ -162,6 +165,37 @@ def test_a_silent_camera_is_a_warning_while_active():
     assert levels("inactive") == [DiagnosticStatus.OK] * 3
 
 
+def test_standing_questions_say_why_frames_were_skipped():
+    skips = {"b": Skips(offered=9, turns=5, own=1, others=3, rate=7), "a": Skips()}
+    said = values(standing_status("/n", skips))
+
+    assert said["standing_questions"] == "2"
+    assert said["b"] == "frames 9, turns 5; skipped: 1 still answering, 3 others first, 7 rate"
+
+
+def test_a_log_line_tells_the_question_and_its_outcome():
+    message = answer(total=0.0423, queue_wait=0.001)
+    message.query_id, message.sequence, message.text = "aisle-3", 7, "top shelf"
+    message.cameras = ["left", "right"]
+    message.header.stamp.sec, message.header.stamp.nanosec = 12, 500_000_000
+    message.tokens.visual_kept, message.tokens.visual_total, message.tokens.generated = 64, 256, 5
+    assert log_line(message) == (
+        "query_id=aisle-3 sequence=7 status=final cameras=left,right stamp=12.500000 kept=64/256"
+        ' generated=5 text="top shelf" queue_ms=1.0 total_ms=42.3'
+    )
+
+
+def test_a_log_line_cannot_be_forged():
+    message = answer(Answer.STATUS_ERROR, Answer.ERROR_INVALID_QUERY)
+    message.query_id = "x status=final\n[INFO] all is well"
+    message.error_msg = 'camera "x" is unknown'
+    line = log_line(message)
+
+    assert "\n" not in line
+    assert line.startswith('query_id="x status=final\\n[INFO] all is well" sequence=0 status=error')
+    assert 'error_code=invalid_query error_msg="camera \\"x\\" is unknown"' in line
+
+
 def test_resident_memory_is_that_of_this_process(tmp_path):
     psutil = pytest.importorskip("psutil")
     assert resident_bytes() == pytest.approx(psutil.Process().memory_info().rss, rel=0.1)
@@ -228,6 +262,8 @@ def test_a_call_that_holds_the_interpreter_ends_the_process_with_its_stack():
     """No Python thread runs then; only the C timer does. `PyDLL` keeps the interpreter's lock."""
     program = """
 import ctypes, time
+from edge_atp_ros.log_line import log_line
+from edge_atp_ros.turns import Skips
 from edge_atp_ros.watchdog import Watchdog
 Watchdog(0.3, lambda: 0.0, lambda silent_s: None, with_timer=True)
 time.sleep(0.5)

@@ -25,6 +25,7 @@ from edge_atp_ros.error_codes import error_code, error_text, status
 from edge_atp_ros.estimating import Estimator
 from edge_atp_ros.frames import CameraImage, FrameSet
 from edge_atp_ros.freshness import check_age, is_stale
+from edge_atp_ros.log_line import log_line
 from edge_atp_ros.parameters import NodeSettings
 from edge_atp_ros.publishers import Outputs
 from edge_atp_ros.questions import Intake, Question
@@ -130,15 +131,6 @@ class Answerer:
         self, question: Question, error: BaseException, images: Sequence[CameraImage] = ()
     ) -> None:
         """Answer a question with the error that stopped it."""
-        known = isinstance(error, EdgeAtpError)
-        # What comes in floods: more questions than fit, and what fails with each frame.
-        if isinstance(error, RejectedError) or (known and question.standing):
-            self._logger.warning(f"{question.query_id}: {error}", throttle_duration_sec=1.0)
-        elif known:
-            self._logger.warning(f"{question.query_id}: {error}")
-        else:
-            trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-            self._logger.error(f"{question.query_id}: unexpected error\n{trace}")
         message = self._blank(question, images)
         message.status = status(error)
         message.error_code = error_code(error)
@@ -146,13 +138,27 @@ class Answerer:
         message.frames_dropped = self._intake.answered(question)
         message.latency.total = time.perf_counter() - question.accepted_s
         message.latency.queue_wait = message.latency.total
+        self._log_refusal(question, error, log_line(message))
         self._deliver(question, message)
+
+    def _log_refusal(self, question: Question, error: BaseException, line: str) -> None:
+        known = isinstance(error, EdgeAtpError)
+        # What comes in floods: more questions than fit, and what fails with each frame.
+        if isinstance(error, RejectedError) or (known and question.standing):
+            self._logger.warning(line, throttle_duration_sec=1.0)
+        elif known:
+            self._logger.warning(line)
+        else:
+            trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+            self._logger.error(f"{line}\n{trace}")
 
     def _deliver(
         self, question: Question, message: msgs.Answer, masks: msgs.PatchMaskArray | None = None
     ) -> None:
         if not question.claim():  # the watchdog has answered meanwhile
             return
+        if message.status != msgs.Answer.STATUS_ERROR:
+            self._logger.debug(log_line(message))
         try:
             if masks is not None:
                 self._outputs.publish_masks(masks)

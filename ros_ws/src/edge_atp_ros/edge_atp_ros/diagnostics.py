@@ -17,21 +17,11 @@ from rclpy.node import Node
 from edge_atp_ros.cameras import CameraCounts
 from edge_atp_ros.health import PERCENTILES, HealthReport
 from edge_atp_ros.host import resident_bytes, temperatures_c
+from edge_atp_ros.log_line import ERROR_NAMES, STATUS_NAMES
+from edge_atp_ros.turns import Skips
 
 _PERIOD_S = 1.0
 _SILENT_S = 2.0
-_STATUS_NAMES = {
-    Answer.STATUS_FINAL: "final",
-    Answer.STATUS_TRUNCATED: "truncated",
-    Answer.STATUS_CANCELED: "canceled",
-    Answer.STATUS_EXPIRED: "expired",
-    Answer.STATUS_ERROR: "error",
-}
-_ERROR_NAMES = {
-    getattr(Answer, name): name.removeprefix("ERROR_").lower()
-    for name in dir(Answer)
-    if name.startswith("ERROR_") and name != "ERROR_NONE"
-}
 
 
 @dataclass(frozen=True)
@@ -43,6 +33,7 @@ class Report:
     waiting, queue_size: questions in the queue, and how many fit.
     health: outcomes and latencies.
     cameras: counts by camera.
+    standing: what became of the frames of each standing question.
     """
 
     state: str
@@ -53,6 +44,7 @@ class Report:
     model_id: str = ""
     method: str = ""
     queue_size: int = 0
+    standing: Mapping[str, Skips] = field(default_factory=dict)
 
 
 @dataclass
@@ -91,6 +83,7 @@ class Diagnostics:
                 node_status(name, report, self._namesakes()),
                 latency_status(name, report.health),
                 host_status(name, resident_bytes(), temperatures_c()),
+                standing_status(name, report.standing),
                 *camera_statuses(name, report, self._rates.update(report.cameras, now_s), now_s),
             ]
         )
@@ -130,10 +123,12 @@ def node_status(name: str, report: Report, namesakes: int) -> DiagnosticStatus:
         "queue_size": report.queue_size,
         "answers_per_s": f"{health.answers_per_s:.2f}",
     }
-    for code, text_of in _STATUS_NAMES.items():
+    for code, text_of in STATUS_NAMES.items():
+        if code == Answer.STATUS_PARTIAL:
+            continue
         values[f"answers_{text_of}"] = health.by_status.get(code, 0)
-    for code, text_of in _ERROR_NAMES.items():
-        if count := health.by_error.get(code, 0):
+    for code, text_of in ERROR_NAMES.items():
+        if code != Answer.ERROR_NONE and (count := health.by_error.get(code, 0)):
             values[f"errors_{text_of}"] = count
     return DiagnosticStatus(level=level, name=name, message=text, values=_values(values))
 
@@ -163,6 +158,19 @@ def host_status(
     )
 
 
+def standing_status(name: str, standing: Mapping[str, Skips]) -> DiagnosticStatus:
+    """Which standing questions were passed over how often, and why (see ``turns.Skips``)."""
+    values: dict[str, object] = {"standing_questions": len(standing)}
+    for query_id, skips in sorted(standing.items()):
+        values[query_id] = (
+            f"frames {skips.offered}, turns {skips.turns}; skipped: {skips.own} still answering,"
+            f" {skips.others} others first, {skips.rate} rate"
+        )
+    return DiagnosticStatus(
+        level=DiagnosticStatus.OK, name=f"{name}: standing", message="", values=_values(values)
+    )
+
+
 def camera_statuses(
     name: str, report: Report, rates: Mapping[str, float], now_s: float
 ) -> list[DiagnosticStatus]:
@@ -187,7 +195,6 @@ def _camera(
             {
                 "frames_received": counts.received,
                 "frames_dropped": counts.dropped,
-                "frames_late": counts.late,
                 "frames_late": counts.late,
                 "rate_hz": f"{rate_hz:.2f}",
                 "seconds_since_last": "never" if age_s is None else f"{age_s:.3f}",

@@ -357,6 +357,7 @@ class VlmNode(LifecycleNode):
             cameras=self._cameras.counts(),
             model_id=loaded.pipeline.manifest.model_id if loaded else "",
             method=loaded.pipeline.default_budget.method if loaded else "",
+            standing=self._worker.skips() if self._worker else {},
         )
 
     def _announce(self) -> None:

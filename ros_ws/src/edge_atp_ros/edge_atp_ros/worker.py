@@ -84,12 +84,14 @@ class Worker:
         """Give up a thread that does not return: accept nothing more, hand out what it held.
 
         Returns:
-            The question being served, if any, then those that wait.
+            The question being served, then those that wait. Empty, and nothing happens, if none
+            is being served: the thread has returned after all.
         """
         with self._changed:
+            if self._running is None:
+                return []
             self._stopping = True
-            held = [] if self._running is None else [self._running]
-            return held + self._scheduler.take_all_back()
+            return [self._running, *self._scheduler.take_all_back()]
 
     # Questions asked once --------------------------------------------------------------------
 
