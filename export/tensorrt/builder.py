@@ -2,7 +2,7 @@
 
 Written against the calls that TensorRT 8.6 to 11 share; where versions differ the attribute is
 looked for, never the version number. Precision is the ONNX file's: with strongly typed networks
-TensorRT follows it, older versions get the FP16 flag when the file holds float16 products.
+TensorRT follows it, older versions get the FP16 or INT8 flag when the file holds such products.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ class BuildSettings:
     workspace_bytes: most scratch memory a layer may use.
     optimization_level: 0 (fast build) to 5 (fast engine).
     half_precision: the graph computes products in float16.
+    int8: the graph holds int8 Q/DQ pairs.
     """
 
     workspace_bytes: int
     optimization_level: int = 3
     half_precision: bool = False
+    int8: bool = False
 
 
 def memory_needed_bytes(weight_bytes: int, workspace_bytes: int) -> int:
@@ -62,8 +64,9 @@ def build_engine(
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
     if hasattr(config, "builder_optimization_level"):
         config.builder_optimization_level = settings.optimization_level
-    if settings.half_precision and not _strongly_typed(trt) and hasattr(trt.BuilderFlag, "FP16"):
-        config.set_flag(trt.BuilderFlag.FP16)
+    for wanted, flag in ((settings.half_precision, "FP16"), (settings.int8, "INT8")):
+        if wanted and not _strongly_typed(trt) and hasattr(trt.BuilderFlag, flag):
+            config.set_flag(getattr(trt.BuilderFlag, flag))
     for profile in profiles:
         config.add_optimization_profile(_profile(builder, profile))
     cache = config.create_timing_cache(timing_cache.read_bytes() if timing_cache.is_file() else b"")

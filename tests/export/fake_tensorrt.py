@@ -99,7 +99,9 @@ class FakeTensorRT:
         self.NetworkDefinitionCreationFlag = SimpleNamespace(
             **{name: index for index, name in enumerate(has["network"])}
         )
-        self.BuilderFlag = SimpleNamespace(**({"FP16": "fp16"} if has["fp16"] else {}))
+        self.BuilderFlag = SimpleNamespace(
+            **({"FP16": "fp16", "INT8": "int8"} if has["fp16"] else {})
+        )
         self.MemoryPoolType = SimpleNamespace(WORKSPACE="workspace")
         self.TensorIOMode = SimpleNamespace(INPUT="input", OUTPUT="output")
         self.plans: dict[bytes, tuple[Path, list[dict[str, Any]]]] = {}

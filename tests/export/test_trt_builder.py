@@ -87,6 +87,17 @@ def test_flags_follow_what_the_version_has(
     assert {e.compute_capability for e in built.manifest.engines} == {"8.7"}
 
 
+@pytest.mark.parametrize("version", ["8.6.1", "10.3.0"])
+def test_int8_is_asked_for_where_the_file_does_not_decide(
+    exported: dict[str, Path], tmp_path: Path, version: str
+) -> None:
+    folder = shutil.copytree(exported["int8"], tmp_path / "model")
+    trt = FakeTensorRT(version, FakeCuda())
+    build(folder, trt, trt.cuda)
+    flags = {call[1] for call in trt.calls if call[0] == "set_flag"}
+    assert flags == ({"int8"} if version == "8.6.1" else set())
+
+
 def test_timing_cache_is_kept_between_builds(exported: dict[str, Path], tmp_path: Path) -> None:
     folder = shutil.copytree(exported["prim18"], tmp_path / "model")
     trt = FakeTensorRT("10.3.0", FakeCuda())

@@ -102,8 +102,7 @@ class TrtSession:
         self, inputs: Mapping[str, NDArray[Any]], outputs: tuple[str, ...] | None = None
     ) -> Arrays:
         """Run the engine; returns ``outputs`` by name, None for every output."""
-        # Every output needs memory on the device; only those asked for are copied from there.
-        return self._execute(inputs, None, self._outputs, outputs)
+        return self._execute(inputs, None, self._outputs if outputs is None else outputs)
 
     def allocate_carry(
         self, aliases: Mapping[str, str], max_shape: tuple[int, ...], dtype: type[np.generic]
@@ -148,7 +147,6 @@ class TrtSession:
         inputs: Mapping[str, NDArray[Any]],
         kept: TrtCarry | TrtState | None,
         outputs: tuple[str, ...],
-        fetched: tuple[str, ...] | None = None,
     ) -> Arrays:
         context = self._context(inputs)
         for name, array in inputs.items():
@@ -159,23 +157,24 @@ class TrtSession:
             self._cuda.upload(host, address)
             context.set_tensor_address(name, address)
         addresses = self._place(context, kept)
+        # Every output needs memory on the device; only those asked for are copied from there.
+        kept_outputs = set(kept.aliases.values()) if kept else set()
         shapes = {}
-        for name in outputs:
+        for name in (n for n in self._outputs if n not in kept_outputs):
             shapes[name] = tuple(context.get_tensor_shape(name))
             dtype = self._dtype(name)
             size = int(np.prod(shapes[name])) * dtype.itemsize
             context.set_tensor_address(name, self._buffers[name].reserve(size))
         if isinstance(kept, TrtState):
             sides = tuple((name, array.shape) for name, array in inputs.items())
-            used = tuple(self._buffers[name].address for name in (*inputs, *outputs))
+            used = tuple(self._buffers[name].address for name in (*inputs, *shapes))
             self._replay.run((sides, used, addresses), lambda: self._enqueue(context))
         else:
             self._enqueue(context)
         if kept:
             first = next(iter(kept.aliases.values()))
             kept.after_run(tuple(context.get_tensor_shape(first)))
-        names = outputs if fetched is None else fetched
-        return {name: self._fetch(name, shapes[name]) for name in names}
+        return {name: self._fetch(name, shapes[name]) for name in outputs}
 
     def _place(self, context: Any, kept: TrtCarry | TrtState | None) -> tuple[int, ...]:
         """Tell the context where kept tensors lie; returns the addresses."""
