@@ -12,16 +12,18 @@ from edge_atp.bench.hugging_face import NAME as HUGGING_FACE
 from edge_atp.bench.stages import STAGES
 from edge_atp.evaluation.arms import DENSE
 
+_WIDE = 130  # characters that all columns take
 _KIND_TITLES = {"short": "Short answers", "caption": "Captions"}
 
 
 def print_report(report: dict[str, Any], console: Console) -> None:
     """Machine, times by stage, cost, and what is faster than what."""
     _print_machine(report, console)
+    wide = console.width >= _WIDE
     for kind, entry in report["results"].items():
         console.print(f"\n[bold]{_KIND_TITLES[kind]}[/bold] ({_texts(entry)})")
-        console.print(_times(entry, report["machine"]["is_busy"]))
-        console.print(_costs(entry, report.get("accuracy", {}).get("exact", {})))
+        console.print(_times(entry, report["machine"]["is_busy"], wide))
+        console.print(_costs(entry, report.get("accuracy", {}).get("exact", {}), wide))
         _print_shares(entry, console)
     if start := report.get("start_up"):
         console.print(
@@ -55,15 +57,16 @@ def _texts(entry: dict[str, Any]) -> str:
     return f"{dense['text_tokens']:g} text tokens, {dense['answer_tokens']:g} generated"
 
 
-def _times(entry: dict[str, Any], busy: bool) -> Table:
+def _times(entry: dict[str, Any], busy: bool, wide: bool) -> Table:
     """Stages in wall time, or in CPU time on a busy machine, where wall time says little."""
-    table = _table("", "kept", "wall ms", "±", "CPU ms", *STAGES[:-2], "decode/token", "tok/s")
+    shown = STAGES[:-2] if wide else ("vision", "prefill")
+    table = _table("", "kept", "wall ms", "±", "CPU ms", *shown, "decode/token", "tok/s, wall")
     clock = "stages_cpu_ms" if busy else "stages_ms"
     for name, row in entry["contenders"].items():
         stages = row.get(clock)
-        cells = ["-"] * (len(STAGES[:-2]) + 2)
+        cells = ["-"] * (len(shown) + 2)
         if stages:
-            cells = [f"{stages[stage]['median']:.2f}" for stage in STAGES[:-2]]
+            cells = [f"{stages[stage]['median']:.2f}" for stage in shown]
             per_token = stages["decode"]["median"] / max(1.0, row["answer_tokens"])
             cells += [f"{per_token:.2f}", f"{row['tokens_per_s']:.0f}"]
         wall = row["wall_ms"]
@@ -78,32 +81,41 @@ def _times(entry: dict[str, Any], busy: bool) -> Table:
     return table
 
 
-def _costs(entry: dict[str, Any], exact: dict[str, Any]) -> Table:
-    columns = ["", "GFLOPs", "of dense", "prefill of dense", "KV MB", "peak RSS MB"]
-    hugging = entry.get("against_hugging_face")
-    columns += ["faster than dense", "selection / dense prefill"]
-    columns += ["faster than HF"] if hugging else []
+def _costs(entry: dict[str, Any], exact: dict[str, Any], wide: bool) -> Table:
+    hugging = entry.get("against_hugging_face", {})
+    cells = {name: _cost_cells(entry, name, exact) for name in entry["contenders"]}
+    columns = ["GFLOPs", "of dense", "prefill of dense", "KV MB", "peak RSS MB"]
+    columns += ["selection / dense prefill"]
+    if not wide:
+        columns = ["GFLOPs", "of dense", "peak RSS MB"]
+    columns += ["faster than dense", *(["faster than HF"] if hugging else [])]
     columns += ["exact match"] if exact else []
-    table = _table(*columns)
-    for name, row in entry["contenders"].items():
-        flops = row.get("flops")
-        cells = ["-"] * 4
-        if flops:
-            cells = [
-                f"{flops['total'] / 1e9:.2f}",
-                f"{100 * flops['of_dense']:.1f} %" if "of_dense" in flops else "-",
-                f"{100 * flops['prefill_of_dense']:.1f} %" if "prefill_of_dense" in flops else "-",
-                f"{row['kv_mb']:.2f}",
-            ]
-        cells.append(f"{row['peak_rss_mb']:.0f}")
-        cells.append(_ratio(entry["pruning_share"].get(name)))
-        share = entry["selection_share"].get(name)
-        cells.append("-" if share is None else f"{100 * share:.2f} %")
-        cells += [_ratio(hugging.get(name))] if hugging else []
-        if exact:
-            cells.append(f"{100 * exact[name]['value']:.1f} %" if name in exact else "-")
-        table.add_row(name, *cells)
+    table = _table("", *columns)
+    for name, row in cells.items():
+        table.add_row(name, *(row.get(column, "-") for column in columns))
     return table
+
+
+def _cost_cells(entry: dict[str, Any], name: str, exact: dict[str, Any]) -> dict[str, str]:
+    """What there is to say of one contender, by column."""
+    row = entry["contenders"][name]
+    cells = {
+        "peak RSS MB": f"{row['peak_rss_mb']:.0f}",
+        "faster than dense": _ratio(entry["pruning_share"].get(name)),
+        "faster than HF": _ratio(entry.get("against_hugging_face", {}).get(name)),
+    }
+    if "kv_mb" in row:
+        cells["KV MB"] = f"{row['kv_mb']:.2f}"
+    if flops := row.get("flops"):
+        cells["GFLOPs"] = f"{flops['total'] / 1e9:.2f}"
+        if "of_dense" in flops:
+            cells["of dense"] = f"{100 * flops['of_dense']:.1f} %"
+            cells["prefill of dense"] = f"{100 * flops['prefill_of_dense']:.1f} %"
+    if (share := entry["selection_share"].get(name)) is not None:
+        cells["selection / dense prefill"] = f"{100 * share:.2f} %"
+    if name in exact:
+        cells["exact match"] = f"{100 * exact[name]['value']:.1f} %"
+    return cells
 
 
 def _print_shares(entry: dict[str, Any], console: Console) -> None:
