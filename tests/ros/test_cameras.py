@@ -107,6 +107,16 @@ def test_cameras_out_of_step_do_not_match_unless_the_tolerance_is_off():
         assert feed.newest("a", "b") == expected
 
 
+def test_a_camera_that_falls_behind_is_not_matched_with_the_past():
+    feed = Feed("a", "b", history=100)
+    for name in ("a", "b"):
+        feed.send(name, 0)
+    assert feed.newest("a", "b") == [0, 0]
+    feed.send("a", 20_000)
+    feed.send("b", 50_000)
+    assert feed.newest("a", "b") is None
+
+
 def test_only_so_many_frames_are_kept(monkeypatch):
     feed = Feed("a", "b", history=3)
     for number in range(6):

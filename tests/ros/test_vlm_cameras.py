@@ -8,7 +8,8 @@ import pytest
 
 pytest.importorskip("edge_atp_msgs", reason="needs the built workspace: scripts/with_ros")
 
-from edge_atp_msgs.msg import Answer
+from edge_atp_msgs.msg import Answer, Query
+from edge_atp_msgs.srv import RemoveQuery, SetQuery
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image
 from vlm_client import VlmClient, bits, make_image, pattern
@@ -91,3 +92,87 @@ def test_each_camera_reports_its_own_counts(client):
     assert client.wait(
         lambda: client.diagnostic(right, "message") == "no images", "silence is noticed"
     )
+
+
+@pytest.fixture
+def synchronised(client):
+    assert client.set_parameter("sync_tolerance", 0.01).successful
+    yield
+    assert client.set_parameter("sync_tolerance", 0.0).successful
+
+
+def taken_at(milliseconds: int, frame_id: str, seed: int = 0) -> Image:
+    image = make_image(pattern(120, 160, seed=seed), frame_id=frame_id)
+    image.header.stamp.sec = 9000 + milliseconds // 1000
+    image.header.stamp.nanosec = milliseconds % 1000 * 1_000_000
+    return image
+
+
+def test_images_used_together_were_taken_together(client, right, synchronised):
+    lefts = [taken_at(t, "left", t) for t in (0, 100, 200)]
+    rights = [taken_at(t, "right", t) for t in (4, 104)]  # the third is still on the way
+    for image in lefts:
+        client.images.publish(image)
+    for image in rights:
+        right.publish(image)
+    stamps = [lefts[1].header.stamp, rights[1].header.stamp]
+    answer = client.wait(
+        lambda: (a := client.ask()).frame_stamps and list(a.frame_stamps) == stamps and a,
+        "the newest pair",
+    )
+    assert answer.status in FINAL, answer.error_msg
+    assert answer.header == rights[1].header, "the newest of both"
+    assert client.ask(cameras=["left"]).header == lefts[2].header, "alone, the newest counts"
+
+
+def test_cameras_whose_clocks_disagree_are_told_so(client, right, synchronised):
+    client.images.publish(taken_at(20_000, "left"))
+    right.publish(taken_at(50_000, "right"))
+    client.wait(lambda: client.ask(cameras=["right"]).header.stamp.sec == 9050, "right image")
+    answer = client.ask()
+    assert (answer.status, answer.error_code) == (Answer.STATUS_ERROR, Answer.ERROR_NO_FRAME)
+    assert "sync_tolerance" in answer.error_msg
+
+
+def test_a_standing_question_about_both_cameras_waits_for_each_pair(client, right, synchronised):
+    query = Query(query_id="pairs", text="what now?", mode=Query.MODE_STANDING)
+    assert client.call(SetQuery, "set_query", SetQuery.Request(query=query)).success
+
+    def answers() -> list[Answer]:
+        return [a for a in client.answers if a.query_id == "pairs"]
+
+    for number in range(1, 4):
+        left_image = taken_at(60_000 + 100 * number, "left", number)
+        right_image = taken_at(60_002 + 100 * number, "right", number)
+        client.images.publish(left_image)
+        right.publish(right_image)
+        client.wait(lambda number=number: len(answers()) == number, f"pair {number}")
+        answer = answers()[-1]
+        assert answer.status in FINAL, answer.error_msg
+        assert list(answer.frame_stamps) == [left_image.header.stamp, right_image.header.stamp]
+    assert [a.sequence for a in answers()] == [0, 1, 2]
+    request = RemoveQuery.Request(query_id="pairs")
+    assert client.call(RemoveQuery, "remove_query", request).success
+
+
+def test_a_region_of_interest_bounds_the_mask_in_the_images_own_pixels(client):
+    image = make_image(pattern(300, 400), frame_id="left")
+    whole = client.mask_of(client.ask_about(image, cameras=["left"])).masks[0]
+    assert client.set_parameter("cameras.left.roi", [200, 100, 160, 120]).successful
+    try:
+        answer = client.ask(cameras=["left"])
+        part = client.mask_of(answer).masks[0]
+        assert (part.image_width, part.image_height) == (400, 300)
+        roi = part.roi
+        assert 200 <= roi.x_offset <= roi.x_offset + roi.width <= 360
+        assert 100 <= roi.y_offset <= roi.y_offset + roi.height <= 220
+        assert part.kept != whole.kept
+        small = make_image(pattern(64, 64), frame_id="left")
+        outside = client.ask_about(small, cameras=["left"])
+        assert outside.error_code == Answer.ERROR_UNSUPPORTED_ENCODING
+        assert "cameras.left.roi is [200, 100, 160, 120]" in outside.error_msg
+    finally:
+        assert client.set_parameter("cameras.left.roi", [0, 0, 0, 0]).successful
+    again = client.mask_of(client.ask_about(image, cameras=["left"])).masks[0]
+    assert again.roi == whole.roi
+    assert again.kept == whole.kept

@@ -27,7 +27,7 @@ __all__ = ["BOTH", "TRANSPORTS", "CameraCounts", "CameraImage", "Cameras"]
 RAW, COMPRESSED, BOTH = "raw", "compressed", "both"
 TRANSPORTS = (BOTH, RAW, COMPRESSED)
 # A frame stamped earlier than its predecessor came late, unless the clock was set back: networks
-# reorder by milliseconds, clocks are set back by more.
+# delay by milliseconds, clocks are set back by more.
 _LATE_NS = 1_000_000_000
 # Of a camera's frames kept for matching; one 4K image has 25 MB.
 _HISTORY_BYTES = 64 << 20
@@ -208,10 +208,13 @@ class Cameras:
             slot.newest = frame
             if stamp_ns is not None:
                 slot.recent.append(frame)
-                self._trim(slot)
+                self._trim(slot, stamp_ns)
             return True
 
-    def _trim(self, slot: _Slot) -> None:
+    def _trim(self, slot: _Slot, newest_ns: int) -> None:
+        # A frame that old matches nothing that is still on its way: its camera is out of step.
+        while newest_ns - (slot.recent[0].stamp_ns or 0) > _LATE_NS:
+            slot.recent.popleft()
         size = sum(len(frame.serialized) for frame in slot.recent)
         while len(slot.recent) > self._history or (len(slot.recent) > 1 and size > _HISTORY_BYTES):
             size -= len(slot.recent.popleft().serialized)

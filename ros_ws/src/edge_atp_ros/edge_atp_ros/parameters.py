@@ -70,7 +70,11 @@ class NodeSettings:
         60.0,
     )
     sync_history: int = _setting(
-        10, "images of each camera kept to find some that match, where there are several", 1, 100
+        30,
+        "images of each camera, of its last second, kept to find some that match, where there are"
+        " several cameras",
+        1,
+        1000,
     )
     queue_size: int = _setting(64, "questions that may wait; more are REJECTED", 1, 10_000)
     standing_questions: str = _setting(
