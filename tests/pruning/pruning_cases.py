@@ -6,26 +6,15 @@ import dataclasses
 
 import numpy as np
 
-from edge_atp.pruning import load
+from edge_atp.pruning import available, load
 from edge_atp.types import PatchGrid, VisualSignals
 
-# Every method at interface level, in each of its modes.
-VARIANTS = {
-    "none": ("none", {}),
-    "random": ("random", {"seed": 3}),
-    "spatial": ("spatial", {}),
+# Every method at interface level, as it is and in its modes. A new method is found by itself.
+VARIANTS = {name: (name, {}) for name in available("post_encoder")} | {
+    "random-seeded": ("random", {"seed": 3}),
     "spatial-stride": ("spatial", {"mode": "stride"}),
-    "cls_topk": ("cls_topk", {}),
-    "atp": ("atp", {}),
     "atp-negated": ("atp", {"relevance_source": "negated", "alpha": 0.3}),
     "atp-received": ("atp", {"saliency_source": "received"}),
-    "trimtokenator": ("trimtokenator", {}),
-    "divprune": ("divprune", {}),
-    "cdpruner": ("cdpruner", {}),
-    "visionzip": ("visionzip", {}),
-    "vispruner": ("vispruner", {}),
-    "mmtok": ("mmtok", {}),
-    "prumerge": ("prumerge", {}),
     "prumerge-plus": ("prumerge", {"plus": True}),
 }
 

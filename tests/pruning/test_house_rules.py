@@ -22,12 +22,7 @@ from pruning_cases import (
 )
 
 from edge_atp.errors import MissingSignalError, ShapeError
-from edge_atp.pruning import available
 from edge_atp.types import PatchGrid, VisualSignals
-
-
-def test_every_interface_level_method_is_covered() -> None:
-    assert {name for name, _ in VARIANTS.values()} == set(available("post_encoder"))
 
 
 @pytest.mark.parametrize("variant", EXACT)
