@@ -92,7 +92,8 @@ def run_gates(
     """
     settings = sources.settings
     require_memory(sources)
-    reference = Reference(settings.checkpoint, sources.tower, settings.embed_layer)
+    value_path = settings.relevance_source == "value"
+    reference = Reference(settings.checkpoint, sources.tower, settings.embed_layer, value_path)
     engine = Engine.load(directory, "ort-cpu")
     inputs = make_inputs(settings, directory.manifest)
     measured = Measurements(get_precision(settings.precision, settings.dialect).limits)

@@ -54,6 +54,7 @@ def plan_graphs(sources: Sources) -> list[PlannedGraph]:
         visual_projection=tower.visual_projection if tower else None,
         dialect=dialect,
         embed_layer=settings.embed_layer,
+        value_path=settings.relevance_source == "value",
     )
     project = partial(emit_projector, model=model, dialect=dialect)
     plan = [PlannedGraph("vision", "vision", vision, tensors.num_bytes("vision."))]

@@ -135,6 +135,13 @@ def _file_spec(folder: Path, role: str, name: str) -> m.FileSpec:
 def read_sources(settings: ExportSettings) -> Sources:
     """Open the checkpoint and text tower and check that they fit together."""
     model = read_llava(settings.checkpoint)
+    layer = settings.vision_feature_layer
+    if layer not in (None, model.vision.feature_layer):
+        raise edge_atp.errors.ConfigError(
+            f"vision_feature_layer is {layer} in the model file and {model.vision.feature_layer} in"
+            f" {settings.checkpoint}/config.json; the projector was trained on one of them: correct"
+            " the model file"
+        )
     tower = load_text_tower(settings.text_tower) if settings.text_tower else None
     tokenizer = settings.checkpoint / "tokenizer.json"
     if not tokenizer.is_file():

@@ -38,13 +38,21 @@ class ReferenceVision:
 class Reference:
     """A LLaVA checkpoint and its text tower as transformers runs them."""
 
-    def __init__(self, checkpoint: Path, tower: TextTower | None, embed_layer: int) -> None:
+    def __init__(
+        self,
+        checkpoint: Path,
+        tower: TextTower | None,
+        embed_layer: int = -1,
+        value_path: bool = False,
+    ) -> None:
+        """``value_path``: joint patches from the last layer's values, not ``embed_layer``."""
         self._model = transformers.LlavaForConditionalGeneration.from_pretrained(
             str(checkpoint), dtype=torch.float32, attn_implementation="eager"
         ).eval()
         self._tower = tower
         self._text = tower.load_reference() if tower else None
         self._embed_layer = embed_layer
+        self._value_path = value_path
 
     @property
     def config(self) -> Any:
@@ -75,7 +83,13 @@ class Reference:
         embeds = None
         if self._tower is not None:
             norm = getattr(vision, "vision_model", vision).post_layernorm
-            patches = norm(output.hidden_states[self._embed_layer][0, 1:])
+            if self._value_path:
+                block = getattr(vision, "vision_model", vision).encoder.layers[-1]
+                values = block.self_attn.v_proj(block.layer_norm1(output.hidden_states[-2]))
+                states = block.self_attn.out_proj(values)
+            else:
+                states = output.hidden_states[self._embed_layer]
+            patches = norm(states[0, 1:])
             weight = torch.from_numpy(self._tower.visual_projection.astype(np.float32))
             embeds = (patches @ weight.T).numpy()
         return ReferenceVision(

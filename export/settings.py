@@ -26,10 +26,13 @@ class ExportSettings:
         the language model.
     vision_groups: layers per vision graph; 0 for one graph. With groups, patches can be cut inside
         the vision encoder.
+    vision_feature_layer: hidden state that the projector reads, checked against the checkpoint;
+        None for whatever that says.
     embed_layer: vision hidden state that the joint-space patch embeddings are taken from.
     max_kv: longest sequence; 0 takes image + text + 256 answer tokens.
     max_text_tokens: longest prompt without its visual tokens.
-    alpha, keep_ratio, relevance_source: defaults of selection for this model.
+    alpha, keep_ratio, relevance_source: defaults of selection for this model; the source "value"
+        changes what the vision graph computes (see ``export.vision``).
     resize: resize rule; empty takes the checkpoint's preprocessor.
     accuracy_set: labelled data set (``edge_atp.evaluation.dataset``) on which a quantised export
         must stay within a point of float32; empty for no such gate.
@@ -49,6 +52,7 @@ class ExportSettings:
     precision: str = "fp32"
     block_layers: int = 0
     vision_groups: int = 0
+    vision_feature_layer: int | None = None
     embed_layer: int = -1
     max_kv: int = 0
     max_text_tokens: int = 256
@@ -149,6 +153,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: export is {values!r}; it must be a mapping")
     values = dict(values)
+    if "vision_feature_layer" in card:
+        values.setdefault("vision_feature_layer", card["vision_feature_layer"])
     for name in _PATHS:
         if values.get(name):
             values[name] = _locate(path.parent, str(values[name]))

@@ -14,7 +14,7 @@ from edge_atp.errors import ArtifactError
 from export.architecture import VisionConfig
 from export.checkpoint import TensorStore
 from export.graph import GraphBuilder
-from export.layers import FUSED_DIALECTS, clip_layer, layer_norm, split_heads
+from export.layers import FUSED_DIALECTS, clip_layer, layer_norm, linear, split_heads
 
 # "Until the end" for Slice; TensorRT 8 holds indices in 32 bits.
 _TO_END = np.iinfo(np.int32).max
@@ -28,6 +28,7 @@ def emit_vision(
     *,
     dialect: str,
     embed_layer: int = -1,
+    value_path: bool = False,
 ) -> None:
     """Emit the vision graph.
 
@@ -36,17 +37,20 @@ def emit_vision(
     head mean, of the layer that produced it, and patch_keys (1, N, D), that layer's attention keys
     of the patches, heads concatenated; last_cls_attention and last_patch_keys, the same of the
     encoder's last layer (absent where it is the consumed one or does not run); patch_embeds
-    (1, N, P), post-layernorm and visual projection of hidden state ``embed_layer`` (absent without
-    a projection).
+    (1, N, P), post-layernorm and visual projection of hidden state ``embed_layer`` or of the value
+    path (absent without a projection).
 
     Args:
         visual_projection: (P, D), or None where the checkpoint has no joint space.
+        value_path: patch_embeds from the last layer's values, out(v(LN1(x))), without attention
+            and residual, instead of ``embed_layer``; MaskCLIP (Zhou et al., 2022), sec. 3.2.
     Raises:
         ArtifactError: a layer index is out of range, or a tensor is missing.
     """
     fused = dialect in FUSED_DIALECTS
     feature_at = layer_number(config, config.feature_layer, "vision_feature_layer")
-    embed_at = layer_number(config, embed_layer, "embed_layer")
+    # The value path reads what enters the last layer.
+    embed_at = config.layers - 1 if value_path else layer_number(config, embed_layer, "embed_layer")
     last = max(feature_at, embed_at if visual_projection is not None else 0)
     head_dim = config.hidden // config.heads
     count = config.grid**2
@@ -78,11 +82,21 @@ def emit_vision(
         graph.output(f"{prefix}patch_keys", keys, TensorProto.FLOAT, [1, count, config.hidden])
     if visual_projection is not None:
         patches = _without_cls(graph, states[embed_at])
+        if value_path:
+            prefix = f"vision.encoder.layers.{config.layers - 1}"
+            patches = _values(graph, tensors, prefix, patches, config.norm_eps)
         normed = layer_norm(graph, tensors, "vision.post_layernorm", patches, config.norm_eps)
         weight = graph.weight("visual_projection.weight", np.ascontiguousarray(visual_projection.T))
         embeds = graph.node("MatMul", normed, weight, name="visual_projection")
         width = visual_projection.shape[0]
         graph.output("patch_embeds", embeds, TensorProto.FLOAT, [1, count, width])
+
+
+def _values(graph: GraphBuilder, tensors: TensorStore, prefix: str, x: str, eps: float) -> str:
+    """What a token would add to its state if it attended to itself alone, (1, N, D)."""
+    normed = layer_norm(graph, tensors, f"{prefix}.layer_norm1", x, eps)
+    values = linear(graph, tensors, f"{prefix}.self_attn.v_proj", normed)
+    return linear(graph, tensors, f"{prefix}.self_attn.out_proj", values)
 
 
 def layer_number(config: VisionConfig, index: int, name: str) -> int:

@@ -46,6 +46,25 @@ def test_vision_matches_transformers(
 
 
 @pytest.mark.parametrize("dialect", ["ort-gqa", "prim18"])
+def test_the_value_path_matches_transformers(
+    checkpoint: Path, text_tower: Path, pixels: np.ndarray, dialect: str, tmp_path: Path
+) -> None:
+    model, tower = read_llava(checkpoint), read_text_tower(text_tower)
+    graph = GraphBuilder("vision")
+    projection = tower.visual_projection
+    emit_vision(graph, model.tensors, model.vision, projection, dialect=dialect, value_path=True)
+    graph.save(tmp_path / "vision.onnx")
+    session = ort.InferenceSession(str(tmp_path / "vision.onnx"))
+    names = ["patch_embeds", "patch_features"]
+    embeds, features = session.run(names, {"pixel_values": pixels})
+    expected = Reference(checkpoint, tower, value_path=True).encode_image(pixels)
+    np.testing.assert_allclose(embeds[0], expected.patch_embeds, atol=2e-4)
+    np.testing.assert_allclose(features[0], expected.patch_features, atol=2e-4)
+    raw = Reference(checkpoint, tower).encode_image(pixels)
+    assert not np.allclose(embeds[0], raw.patch_embeds, atol=0.1)
+
+
+@pytest.mark.parametrize("dialect", ["ort-gqa", "prim18"])
 def test_text_tower_matches_transformers(text_tower: Path, dialect: str, tmp_path: Path) -> None:
     tower = read_text_tower(text_tower)
     graph = GraphBuilder("text")

@@ -206,3 +206,14 @@ def test_int8_vision_that_changes_the_selection_is_refused(
     with pytest.raises(ArtifactError, match=r"kept_jaccard_distance is 0\.\d+, limit 0.05"):
         recipe.export_model(quantised, tmp_path / "model", progress=lambda step: None)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_file_that_names_another_layer_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    card = tmp_path / "model.yaml"
+    card.write_text(
+        f"name: m\nvision_feature_layer: -1\nexport:\n  checkpoint: {checkpoint}\n"
+        f"  prompt: '{PROMPT}'\n"
+    )
+    settings = read_settings(str(card), {})
+    with pytest.raises(ConfigError, match=r"vision_feature_layer is -1 in the model file and -2"):
+        recipe.read_sources(settings)
