@@ -7,7 +7,7 @@ Run on a validation split, never on the one that is reported. The rule, stated w
 2. Settings whose value is not significantly below the best one (paired bootstrap over images, 95 %)
    are equally good; of those the alpha nearest 0.5 is taken, because it leans on neither signal
    alone, then the higher value.
-3. The default keep ratio is the smallest swept one whose loss against dense is below one point
+3. The default keep ratio is the smallest swept one whose loss against dense is below half a point
    with 95 % confidence; 1.0 where none is.
 
 Relevance source ``value`` and another layer change what the exported graph computes: give a model
@@ -39,7 +39,7 @@ from edge_atp.runtime.model_dir import ModelDirectory
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 METHOD = "atp"
-MARGIN = 0.01  # exact match that pruning may cost
+MARGIN = 0.005  # exact match that pruning may cost
 
 
 @dataclass(frozen=True)
