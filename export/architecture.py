@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 
 from edge_atp.errors import ArtifactError
@@ -114,23 +115,46 @@ def read_llava(folder: Path) -> Llava:
             f" language model: {', '.join(SUPPORTED_LLMS)})"
         )
     # The class fills in the defaults that published configurations leave out.
-    config = transformers.LlavaConfig.from_pretrained(str(folder)).to_dict()
+    parsed = transformers.LlavaConfig.from_pretrained(str(folder))
+    config = parsed.to_dict()
     if config.get("vision_feature_select_strategy", "default") != "default":
         raise ArtifactError(
             f"{folder}: vision_feature_select_strategy is"
             f" {config['vision_feature_select_strategy']!r}; only 'default' (patches without CLS)"
             " is supported"
         )
-    llm = _read_llm(config)
+    vision, llm = _read_vision(config), _read_llm(config)
+    tensors = TensorStore(folder, canonical_name)
+    _require_biases(tensors, parsed)
     return Llava(
         folder=folder,
         architecture=str((config.get("architectures") or ["LlavaForConditionalGeneration"])[0]),
-        vision=_read_vision(config),
+        vision=vision,
         llm=llm,
         projector_activation=config.get("projector_hidden_act", "gelu"),
         image_token_id=int(_field(config, "config.json", "image_token_index", "image_token_id")),
-        tensors=TensorStore(folder, canonical_name),
+        tensors=tensors,
     )
+
+
+def _require_biases(tensors: TensorStore, config: transformers.LlavaConfig) -> None:
+    """Every bias the original has must be there.
+
+    The graphs take a layer without a stored bias as one that has none, and transformers starts a
+    missing one at zero: both would agree on a wrong model.
+
+    Raises:
+        ArtifactError: one is missing; the message names it.
+    """
+    with torch.device("meta"):
+        model = transformers.LlavaForConditionalGeneration(config)
+    for name, _ in model.named_parameters():
+        canonical = canonical_name(name)
+        if not canonical.endswith(".bias") or canonical in tensors:
+            continue
+        # A whole layer that is missing is found, and named, if it is needed.
+        if canonical.removesuffix("bias") + "weight" in tensors:
+            tensors.shape(canonical)
 
 
 def _read_vision(config: dict[str, Any]) -> VisionConfig:
