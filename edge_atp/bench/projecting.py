@@ -57,6 +57,7 @@ def project(
     Args:
         model: model directory, shipped name, or a known architecture of ``edge-atp flops``.
         devices: names in ``DEVICES``.
+        methods: pruning methods between encoder and language model; empty for the model's own.
         precision: of the weights: fp16, int8 or int4.
         tokens: tokens generated, per kind of answer.
     Returns:
@@ -66,6 +67,7 @@ def project(
     """
     chosen = [named_device(name.strip()) for name in devices]
     spec, source, text_tokens = _model(model, checkpoint, questions)
+    methods = methods or _default_methods(model)
     arms = plan_arms(methods, [k for k in keeps if k <= spec.visual_tokens], spec.visual_tokens)
     report: dict[str, Any] = {
         "format_version": 1,
@@ -119,6 +121,12 @@ def _model(
         if asked:
             found[kind] = len(prompt.encode(asked.text, 1).ids) - 1
     return spec, source, found
+
+
+def _default_methods(model: str) -> tuple[str, ...]:
+    if model in MODELS:
+        return ("atp",)
+    return (ModelDirectory.open(find_model(model), verify=False).manifest.selection.method,)
 
 
 def _arms(

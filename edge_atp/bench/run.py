@@ -51,7 +51,8 @@ class Settings:
     """What to measure.
 
     config: model, backend, threads.
-    methods, keeps: pruning methods and visual tokens kept; dense is always in.
+    methods, keeps: pruning methods (empty: the model's own) and visual tokens kept; dense is
+        always in.
     rounds: measured rounds; a warm-up round comes before them.
     tokens: longest answer per kind of question.
     checkpoint: Hugging Face checkpoint to compare with, None for none.
@@ -63,7 +64,7 @@ class Settings:
     """
 
     config: PipelineConfig
-    methods: tuple[str, ...] = ("atp",)
+    methods: tuple[str, ...] = ()
     keeps: tuple[int, ...] = (256, 128, 64, 32)
     questions: tuple[Question, ...] = BUILT_IN
     pictures: tuple[Path, ...] = ()
@@ -90,7 +91,8 @@ def bench(settings: Settings, console: Console) -> dict[str, Any]:
         new_figure(1.0, 1.0)  # a missing plotting library is an error now, not at the end
     # Every question as if it were the first, unless standing questions are what is measured.
     with loaded(replace(settings.config, reuse_prefix=settings.standing)) as pipeline:
-        arms = plan_bench_arms(settings.methods, settings.keeps, pipeline.manifest)
+        methods = settings.methods or (pipeline.default_budget.method,)
+        arms = plan_bench_arms(methods, settings.keeps, pipeline.manifest)
         report = _head(settings, pipeline)
         timed: list[Timed] = []
         try:

@@ -30,7 +30,6 @@ from edge_atp.cli.evaluate import parse_integers
 from edge_atp.config import PipelineConfig
 from edge_atp.errors import ConfigError
 
-_DEFAULT_METHODS = "atp"
 _DEFAULT_KEEP = "256,128,64,32"
 _INTERRUPTED = 130
 
@@ -42,9 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=0, help="threads; 0: the backend decides")
     parser.add_argument(
         "--methods",
-        default=_DEFAULT_METHODS,
+        default="",
         metavar="A,B",
-        help="pruning methods (default %(default)s); dense is always in",
+        help="pruning methods; default: the model's own; dense is always in",
     )
     parser.add_argument(
         "--keep",
@@ -165,7 +164,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     calibrate(
         _config(args),
         table_console(),
-        method=args.methods if args.methods != _DEFAULT_METHODS else "",
+        method=args.methods,
         rounds=args.rounds,
         questions=_questions(args.questions),
         out=args.out,
@@ -197,7 +196,7 @@ def _config(args: argparse.Namespace) -> PipelineConfig:
 
 
 def _methods(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(","))
+    names = tuple(name.strip() for name in text.split(",")) if text else ()
     if "" in names:
         raise ConfigError(f"--methods is {text!r}; give names separated by commas")
     return names
