@@ -1,11 +1,12 @@
 """Questions that follow one another: what was asked, seen and answered, with its KV cache.
 
-Bounded by number, by turns, by age and by memory. Knows nothing of prompts or graphs; one caller
-at a time.
+Bounded by number, by turns, by age and by memory. Knows nothing of prompts or graphs. A question
+is checked in one thread while another is answered, so the store may be asked from several.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -85,20 +86,24 @@ class ConversationStore:
         self._max_bytes = max_bytes
         self._now_s = now_s
         self._kept: OrderedDict[str, tuple[float, Conversation]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        self._forget_old()
-        return len(self._kept)
+        with self._lock:
+            self._forget_old()
+            return len(self._kept)
 
     @property
     def num_bytes(self) -> int:
         """Memory of all conversations."""
-        return sum(conversation.num_bytes for _, conversation in self._kept.values())
+        with self._lock:
+            return self._sum_bytes()
 
     def get(self, conversation_id: str) -> Conversation:
         """The conversation of that id; an empty one where none is remembered."""
-        self._forget_old()
-        return self._kept.get(conversation_id, (0.0, Conversation()))[1]
+        with self._lock:
+            self._forget_old()
+            return self._kept.get(conversation_id, (0.0, Conversation()))[1]
 
     def frames(self, conversation_id: str) -> tuple[Frame, ...]:
         """The newest images of a conversation, what a question without images is about."""
@@ -106,19 +111,25 @@ class ConversationStore:
 
     def put(self, conversation_id: str, conversation: Conversation) -> None:
         """Remember a conversation as just used."""
-        self._kept[conversation_id] = (self._now_s(), conversation)
-        self._kept.move_to_end(conversation_id)
-        self._forget_old()
-        while len(self._kept) > self._max_conversations or self.num_bytes > self._max_bytes:
-            self._kept.popitem(last=False)
+        with self._lock:
+            self._kept[conversation_id] = (self._now_s(), conversation)
+            self._kept.move_to_end(conversation_id)
+            self._forget_old()
+            while len(self._kept) > self._max_conversations or self._sum_bytes() > self._max_bytes:
+                self._kept.popitem(last=False)
 
     def forget(self, conversation_id: str) -> None:
         """Forget one conversation; fine where none is remembered."""
-        self._kept.pop(conversation_id, None)
+        with self._lock:
+            self._kept.pop(conversation_id, None)
 
     def clear(self) -> None:
         """Forget all."""
-        self._kept.clear()
+        with self._lock:
+            self._kept.clear()
+
+    def _sum_bytes(self) -> int:
+        return sum(conversation.num_bytes for _, conversation in self._kept.values())
 
     def _forget_old(self) -> None:
         oldest_s = self._now_s() - self._max_age_s

@@ -6,6 +6,8 @@ from edge_atp.config import PipelineConfig
 from edge_atp.errors import InvalidQueryError
 from edge_atp.types import Query
 
+_MAX_ID_CHARS = 256
+
 
 def check_query(query: Query, num_images: int, config: PipelineConfig) -> None:
     """Check text, lengths and counts of a question.
@@ -25,6 +27,10 @@ def check_query(query: Query, num_images: int, config: PipelineConfig) -> None:
     if query.max_new_tokens < 0:
         raise InvalidQueryError(
             f"max_new_tokens is {query.max_new_tokens}; 0 (the default) or a positive number"
+        )
+    if len(query.conversation_id) > _MAX_ID_CHARS:
+        raise InvalidQueryError(
+            f"conversation_id has {len(query.conversation_id)} characters; at most {_MAX_ID_CHARS}"
         )
     if num_images > config.max_images:
         raise InvalidQueryError(

@@ -36,6 +36,10 @@ class KvCache(Protocol):
     def can_resume(self) -> bool:
         """Whether a prompt may be entered in parts, ``copy_out`` and ``copy_in`` included."""
 
+    @property
+    def truncates_freely(self) -> bool:
+        """Whether ``truncate`` costs nothing, so that keeping a short beginning pays."""
+
     def truncate(self, length: int) -> None:
         """Forget everything after the first ``length`` positions."""
 
@@ -73,6 +77,7 @@ class SharedKvCache:
     """Preallocated buffers (1, kv_heads, max_kv, head_dim) per layer, updated in place."""
 
     can_resume = True
+    truncates_freely = True
 
     def __init__(self, session: Session, llm: LlmSpec) -> None:
         self._session = session
@@ -139,6 +144,8 @@ class GrowingKvCache:
     """Past keys and values (1, kv_heads, length, head_dim) that each run extends, on the device."""
 
     can_resume = True
+    # What is kept goes through the host.
+    truncates_freely = False
 
     def __init__(self, session: Session, llm: LlmSpec) -> None:
         self._session = session

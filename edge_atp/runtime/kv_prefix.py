@@ -81,7 +81,7 @@ class ResumingPrefill:
         """Make the cache hold the first rows; returns how many."""
         # The last row is always computed: its logits are wanted.
         open_rows = rows[:-1]
-        num_prefix = min(num_prefix, len(open_rows))
+        num_prefix = min(num_prefix, len(open_rows)) if self._kv_cache.truncates_freely else 0
         resident = self._resident(open_rows)
         if held is not None and (shared := common_rows(held.rows, open_rows)) > num_prefix:
             if resident < shared:

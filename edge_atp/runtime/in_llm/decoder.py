@@ -98,6 +98,7 @@ class BlockDecoder:
 
     # A cut chooses among all visual tokens of a prompt, so a prompt is entered as a whole.
     can_resume = False
+    truncates_freely = False
 
     @property
     def length(self) -> int:
