@@ -31,6 +31,12 @@ ARGUMENTS = [
     ),
     argument("use_respawn", "Start a node again when its process ends.", True),
     argument("planner", "Run the planner example.", True),
+    argument(
+        "security",
+        "Encrypt and authorise with SROS 2, as launch/security/policies.xml says.",
+        False,
+    ),
+    argument("keystore", "SROS 2 keystore. Default: $ROS_SECURITY_KEYSTORE.", ""),
 ]
 
 

@@ -29,6 +29,7 @@ def launch_data_files() -> list[tuple[str, list[str]]]:
         )
     files = [*LAUNCH_FOLDER.glob("*.launch.py"), *LAUNCH_FOLDER.glob("*.xml")]
     files += LAUNCH_FOLDER.glob("params/*.yaml")
+    files += [path for path in LAUNCH_FOLDER.glob("security/*") if path.is_file()]
     files += [path for path in LAUNCH_FOLDER.glob("bags/**/*") if path.is_file()]
 
     by_folder = defaultdict(list)

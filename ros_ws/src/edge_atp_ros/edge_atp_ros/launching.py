@@ -104,7 +104,10 @@ def node_action(process: Process) -> Any:
         parameters=[*process.parameter_files, *single],
         remappings=list(process.remappings),
         additional_env=process.environment,
-        ros_arguments=["--log-level", process.log_level],
+        ros_arguments=[
+            *("--log-level", process.log_level),
+            *(("--enclave", process.enclave) if process.enclave else ()),
+        ],
         respawn=process.respawn,
         respawn_delay=RESPAWN_DELAY_S,
         output="screen",

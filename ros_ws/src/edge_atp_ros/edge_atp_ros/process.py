@@ -74,6 +74,16 @@ def _exit_at_once(_number: int, _frame: Any) -> None:
     os._exit(0)
 
 
+def _create(create: Callable[[], Any]) -> Any:
+    try:
+        return create()
+    except Exception as error:
+        # rclpy keeps RCLError in a private module.
+        if type(error).__name__ == "RCLError":
+            raise StartError(str(error)) from error
+        raise
+
+
 def _run(load: Callable[[], Callable[[], Any]], args: Sequence[str] | None) -> int:
     import rclpy
     from rclpy.executors import SingleThreadedExecutor
@@ -90,7 +100,7 @@ def _run(load: Callable[[], Callable[[], Any]], args: Sequence[str] | None) -> i
         raise StartError(str(error)) from error
     node = None
     try:
-        node = create()
+        node = _create(create)
         if hasattr(node, "start") and not stop:
             node.start()
         executor = SingleThreadedExecutor()

@@ -38,6 +38,8 @@ def command_line(process: Process) -> list[str]:
     for name, value in process.parameters.items():
         text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"))
         command += ["-p", f"{name}:={text.removesuffix(chr(10)).removesuffix('...').strip()}"]
+    if process.enclave:
+        command += ["--enclave", process.enclave]
     return [*command, "--log-level", process.log_level]
 
 

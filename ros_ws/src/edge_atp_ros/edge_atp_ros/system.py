@@ -8,7 +8,7 @@ the core library.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Process:
     respawn: start it again when it ends, after RESPAWN_DELAY_S.
     ends_all: under `ros2 launch`, the others end when it does.
     log_level: debug, info, warn, error or fatal.
+    enclave: SROS 2 enclave, "" for none.
     """
 
     executable: str
@@ -52,6 +53,7 @@ class Process:
     respawn: bool = False
     ends_all: bool = False
     log_level: str = "info"
+    enclave: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class WarehouseArguments:
     params_file: ROS parameter file for all nodes.
     use_sim_time: the player publishes /clock and keeps the recorded stamps; all nodes follow.
     planner: run the planner example.
+    security: encrypt and authorise with SROS 2; every node gets the enclave /edge_atp/<node>.
+    keystore: the SROS 2 keystore, for security; "": ROS_SECURITY_KEYSTORE.
     """
 
     engine: str = ""
@@ -79,6 +83,8 @@ class WarehouseArguments:
     autostart: bool = True
     use_respawn: bool = True
     planner: bool = True
+    security: bool = False
+    keystore: str = ""
     log_level: str = "info"
     player_parameters: dict[str, Any] = field(default_factory=dict)
 
@@ -131,12 +137,45 @@ def warehouse(arguments: WarehouseArguments, share: Path) -> list[Process]:
                 **common,
             )
         )
-    return processes
+    return secured(processes, arguments.keystore) if arguments.security else processes
+
+
+def secured(processes: list[Process], keystore: str) -> list[Process]:
+    """The same processes, each in its SROS 2 enclave and unable to talk in the clear.
+
+    Raises:
+        SettingError: no keystore is named, or it lacks the enclave of a process.
+    """
+    folder = keystore or os.environ.get("ROS_SECURITY_KEYSTORE", "")
+    if not folder:
+        raise SettingError(
+            "security is true, but no keystore is named; give keystore, or set"
+            " ROS_SECURITY_KEYSTORE (docs: launch/security/README.md)"
+        )
+    root = existing("keystore", folder)
+    variables = {
+        "ROS_SECURITY_ENABLE": "true",
+        # Without a valid enclave a node must not start at all.
+        "ROS_SECURITY_STRATEGY": "Enforce",
+        "ROS_SECURITY_KEYSTORE": str(root),
+    }
+    found = []
+    for process in processes:
+        enclave = f"/{PACKAGE}/{process.name}"
+        if not (root / "enclaves" / enclave.lstrip("/")).is_dir():
+            raise SettingError(
+                f"keystore is {root}, which has no enclave {enclave}; make it with: ros2 security"
+                f" generate_artifacts -k {root} -p launch/security/policies.xml"
+            )
+        environment = {**process.environment, **variables}
+        found.append(replace(process, enclave=enclave, environment=environment))
+    return found
 
 
 def vlm_topics(vlm: str) -> tuple[tuple[str, str], ...]:
-    """Remappings that connect a planner's own ~/query, ~/answer, ~/patch_mask to a VLM node."""
-    return tuple((f"~/{name}", f"{vlm}/{name}") for name in ("query", "answer", "patch_mask"))
+    """Remappings that connect a planner's own ~/query, ~/answer, ... to a VLM node."""
+    names = ("query", "answer", "patch_mask", "set_query", "remove_query")
+    return tuple((f"~/{name}", f"{vlm}/{name}") for name in names)
 
 
 def parse_camera_topics(value: str) -> dict[str, str]:
