@@ -81,9 +81,17 @@ class ResultBag:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
     def write(self, topic: str, time_ns: int, message: Any) -> None:
-        """Append a message."""
+        """Append a message of the typestore's types."""
+        kind = self._connections[topic].msgtype
+        self.write_serialized(topic, time_ns, self._typestore.serialize_cdr(message, kind))
+
+    def write_serialized(self, topic: str, time_ns: int, serialized: bytes | memoryview) -> None:
+        """Append a message as it travels (CDR with its header), such as one heard from a node.
+
+        Raises:
+            BagError: the place cannot be written.
+        """
         connection = self._connections[topic]
-        serialized = self._typestore.serialize_cdr(message, connection.msgtype)
         try:
             self._writer.write(connection, time_ns, serialized)
         except OSError as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 import rclpy
@@ -78,3 +80,11 @@ def whole_mask(answer: Answer) -> PatchMask:
     mask.grid_rows = mask.grid_cols = 16
     mask.kept = [255] * 32
     return mask
+
+
+def wait_until(holds: Callable[[], Any], timeout_s: float = 30.0) -> None:
+    """Wait until ``holds`` returns something true."""
+    end = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)

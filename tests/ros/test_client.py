@@ -27,7 +27,7 @@ from edge_atp_ros.client import (
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.context import Context
 from rclpy.executors import MultiThreadedExecutor, SingleThreadedExecutor
-from scripted_vlm import FRAME_ID, ScriptedVlm
+from scripted_vlm import FRAME_ID, ScriptedVlm, wait_until
 
 WHERE = "where is the red box?"
 PLACE = "middle shelf, slot 3"
@@ -71,13 +71,6 @@ def shared(scripted, planner_node):
 @pytest.fixture
 def client(vlm, shared):
     return shared
-
-
-def wait_until(holds) -> None:
-    end = time.monotonic() + WAIT_S
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_an_answer_comes_with_its_mask_and_its_question(client, vlm):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 
 import pytest
 
@@ -19,7 +18,7 @@ from edge_atp_ros.answer_text import (
     parse_item,
     parse_place,
 )
-from scripted_vlm import ScriptedVlm
+from scripted_vlm import ScriptedVlm, wait_until
 from std_msgs.msg import String
 
 WHERE = "where is the red box?"
@@ -87,13 +86,6 @@ def listen(vlm, topic: str) -> list[str]:
         String, f"/planner/{topic}", lambda message: received.append(message.data), 10
     )
     return received
-
-
-def wait_until(holds) -> None:
-    end = time.monotonic() + 20.0
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def start(start_process, *questions: str):

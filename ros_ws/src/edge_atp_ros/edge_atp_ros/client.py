@@ -245,7 +245,6 @@ class VlmClient:
         self,
         question: str,
         *,
-        query_id: str = "",
         max_rate_hz: float = 0.0,
         choices: Sequence[str] = (),
         **options: Unpack[AskOptions],
@@ -253,9 +252,9 @@ class VlmClient:
         """Set a standing question, answered again and again; hear it with ``subscribe``. Waits.
 
         Args:
-            query_id: names it, and replaces the one of that name; "": the node assigns one.
             max_rate_hz: answers per second at most; 0: every frame the node can manage.
-            choices, options: as for asking; ``newer_than_ns`` plays no part.
+            choices, options: as for asking. A ``query_id`` replaces the question of that name,
+                without one the node assigns it; ``newer_than_ns`` plays no part.
         Returns:
             The query_id.
         Raises:
@@ -264,7 +263,7 @@ class VlmClient:
         """
         self._refuse_own_thread("stand")
         request = self._request(question, tuple(choices), options)
-        query = request.to_message(query_id)
+        query = request.to_message(request.query_id)
         query.max_rate = max_rate_hz
         return self._standing.set(query, request.timeout_s)
 
@@ -289,7 +288,8 @@ class VlmClient:
 
     def _submit(self, question: str, choices: tuple[str, ...], options: AskOptions) -> PendingReply:
         request = self._request(question, choices, options)
-        pending = PendingReply(request, f"{self._prefix}-{next(self._numbers)}")
+        query_id = request.query_id or f"{self._prefix}-{next(self._numbers)}"
+        pending = PendingReply(request, query_id)
         with self._lock:
             if self._closing.is_set():
                 raise ClosedError("the client is closed; make a new one")

@@ -25,6 +25,7 @@ _NS = 1_000_000_000
 class AskOptions(TypedDict, total=False):
     """What every asking method of the client takes beside the question; see ``Request``."""
 
+    query_id: str
     cameras: Sequence[str]
     conversation_id: str
     max_frame_age_s: float
@@ -44,6 +45,7 @@ class Request:
     question: in natural language.
     guard: what the reply must satisfy; None: nothing.
     timeout_s: longest wait for the reply, wall time.
+    query_id: "" : the client makes one up. Give none that is still unanswered.
     choices, cameras, conversation_id, deadline_s, priority, max_new_tokens, prune: as in Query.msg.
     max_frame_age_s: oldest frame the node may answer about. Negative: the guard's max_age_s, so
         that the node spends no time on a frame that would be refused here.
@@ -55,6 +57,7 @@ class Request:
     guard: AnswerGuard | None
     timeout_s: float
     choices: Sequence[str] = ()
+    query_id: str = ""
     cameras: Sequence[str] = ()
     conversation_id: str = ""
     max_frame_age_s: float = -1.0
