@@ -24,6 +24,7 @@ COMMANDS = {
     "flops": "compute and memory of a model under pruning",
     "replay": "ask about every frame of a recorded bag, without ROS",
     "diff": "compare two replay results: answers, masks, latencies",
+    "view": "show answers, kept patches, scores and latencies in the rerun viewer",
     "info": "show a model directory: graphs, sizes, defaults, measured parity",
 }
 
