@@ -32,10 +32,11 @@ sim: setup-sim ## a planner moves items in the simulated cell, led by answers; p
 test: lint typecheck ## everything CI checks: lint, types, import rules and all tests
 	@$(WITH_ROS) $(PYTEST)
 
-lint: setup-test ## ruff and the import rules
+lint: setup-test ## ruff, the import rules, the Dockerfiles
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	if [ -x $(BIN)/hadolint ]; then $(BIN)/hadolint docker/*.Dockerfile; fi
 
 typecheck: setup-test ## mypy, strict on the core
 	$(BIN)/mypy
