@@ -3,8 +3,8 @@
     scripts/with_ros python -m benchmarks.ros_lifecycle [--cycles 100]
 
 One cycle: configure, activate, a question answered, deactivate, activate, deactivate, cleanup.
-Prints the resident set, threads and open files every tenth cycle, and the slope after the first
-fifth. Exits with 1 if memory grows by more than 0.1 MB a cycle, or threads or files grow at all.
+Prints the resident set, threads and open files every tenth cycle, and the slope of the second
+half. Exits with 1 if memory grows by more than 0.1 MB a cycle there, or threads or files move.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ class Course:
     files: tuple[int, ...]
 
     def slope_mb(self) -> float:
-        """Growth per cycle after the first fifth, least squares."""
-        settled = self.resident_mb[len(self.resident_mb) // 5 :]
+        """Growth per cycle in the second half, least squares."""
+        settled = self.resident_mb[len(self.resident_mb) // 2 :]
         return float(np.polyfit(np.arange(len(settled)), settled, 1)[0])
 
     def spread(self) -> tuple[int, int]:
-        """How far threads and files move after the first fifth."""
-        first = len(self.threads) // 5
+        """How far threads and files move in the second half."""
+        first = len(self.threads) // 2
         return tuple(max(v[first:]) - min(v[first:]) for v in (self.threads, self.files))
 
 
