@@ -93,9 +93,11 @@ class Pruner(ABC):
         """
         used = self._used_signals(signals)
         num_patches = count_patches(signals)
-        if not 1 <= num_kept <= num_patches:
+        whole = isinstance(num_kept, (int, np.integer)) and not isinstance(num_kept, bool)
+        if not whole or not 1 <= num_kept <= num_patches:
             raise ShapeError(
-                f"num_kept is {num_kept}; it must be in [1, {num_patches}] (N patches)"
+                f"num_kept is {num_kept}; it must be in [1, {num_patches}] (N patches), a whole"
+                " number"
             )
         for name in used:
             if name in _AXES:
@@ -104,7 +106,9 @@ class Pruner(ABC):
         for name in used:
             if name in _AXES and name not in self.checks_itself:
                 require_finite(name, getattr(signals, name))
-        selection = self._select(signals, num_kept)
+        # An overflow is an error that says which signal, not a warning.
+        with np.errstate(over="ignore", invalid="ignore"):
+            selection = self._select(signals, num_kept)
         return selection if signals is original else _in_kind_of(original, used, selection)
 
     @property

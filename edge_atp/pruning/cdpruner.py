@@ -26,9 +26,9 @@ def greedy_map(similarity: Rows | Array, relevance: Array, num_kept: int) -> lis
         relevance: (N,) not negative, r.
         num_kept: K in [1, N].
     Returns:
-        K indices in the order chosen: always the token that grows the determinant most. Once
-        the remaining gains are rounding noise (the kernel's rank is used up, or r is 0), the
-        lowest indices follow.
+        K indices in the order chosen: always the token that grows the determinant most. Tokens
+        whose gain is rounding noise (the chosen ones span them, or r is 0) follow last, lowest
+        index first.
     Source: Chen et al., "Fast Greedy MAP Inference for Determinantal Point Process", alg. 1;
     Zhang et al., "Beyond Attention or Similarity: Maximizing Conditional Diversity for Token
     Pruning in MLLMs" (CDPruner), sec. 3. One (t) x (t, N) product a step, never N x N.
@@ -36,7 +36,10 @@ def greedy_map(similarity: Rows | Array, relevance: Array, num_kept: int) -> lis
     kernel = as_rows(similarity)
     relevance = on_host(relevance).astype(np.float64)
     gains = relevance**2 * kernel.diagonal
+    # What rounding leaves of a gain that the chosen tokens explain; a token that is merely not
+    # relevant keeps most of its own gain, however small.
     floor = 64 * float(np.finfo(kernel.diagonal.dtype).eps) * float(gains.max())
+    noise = np.minimum(floor, 1e-3 * gains)
     num = len(gains)
     # Cholesky rows divided by r_j, so that equal columns of S stay equal whatever their r.
     rows = np.zeros((num_kept, num))
@@ -44,9 +47,12 @@ def greedy_map(similarity: Rows | Array, relevance: Array, num_kept: int) -> lis
     while len(order) < num_kept:
         chosen = int(gains.argmax())
         gain = float(gains[chosen])
-        if gain <= floor:
+        if gain == -np.inf:
             rest = sorted(set(range(num)) - set(order))
             return order + rest[: num_kept - len(order)]
+        gains[chosen] = -np.inf
+        if gain <= noise[chosen]:
+            continue
         step = len(order)
         row = rows[step]
         np.matmul(rows[:step, chosen], rows[:step], out=row)
@@ -55,7 +61,6 @@ def greedy_map(similarity: Rows | Array, relevance: Array, num_kept: int) -> lis
         np.subtract(kernel.row(chosen), row, out=row)
         row *= float(relevance[chosen]) / gain**0.5
         gains -= (relevance * row) ** 2
-        gains[chosen] = -np.inf
         order.append(chosen)
     return order
 

@@ -5,7 +5,10 @@ attention it sends to the (pseudo-)CLS row, weighted by the length of its value 
 lowest are pruned. The pseudo-CLS is a side row between visual and text tokens, the mean of the
 question's tokens that CLIP finds relevant to the image; it scores and is never a real token.
 Source: Huang et al., "IVTP: Instruction-guided Visual Token Pruning for Large Vision-Language
-Models", eq. 3-8.
+Models" (ECCV 2024), eq. 3-8. There is no public code. Its abstract and summaries confirm the two
+stages, the group-wise rollout and the pseudo-CLS; that eq. 3 has no identity in a group's first
+layer, the value lengths of eq. 4 and tau = 0.2 rest on one reading of the printed equations. The
+published FLOPs follow from the schedule here (``edge_atp.flops``).
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import numpy as np
 from array_api_compat import array_namespace, device
 from numpy.typing import NDArray
 
+from edge_atp.errors import ShapeError
 from edge_atp.pruning.ops import as_float32, lies_on_host, on_host
 from edge_atp.types import Array
 
@@ -47,9 +48,17 @@ def in_blocks(vectors: Array, dtype: Any) -> Iterator[Array]:
 
 
 def inverse_norms(vectors: Array) -> Array:
-    """(N,) 1 / length of each row; 0 for a zero vector."""
+    """(N,) 1 / length of each row; 0 for a zero vector.
+
+    Raises:
+        ShapeError: a row is so long that its square overflows.
+    """
     xp = array_namespace(vectors)
     lengths = xp.sqrt(xp.vecdot(vectors, vectors))
+    if float(xp.max(lengths)) == float("inf"):
+        raise ShapeError(
+            f"a token's length overflows {vectors.dtype}; check the encoder's precision and scale"
+        )
     zero = lengths == 0
     return xp.where(zero, lengths, 1.0 / xp.where(zero, xp.ones_like(lengths), lengths))
 

@@ -12,7 +12,7 @@ from array_api_compat import array_namespace
 
 from edge_atp.errors import ConfigError, ShapeError
 from edge_atp.pruning.base import Pruner, as_indices, kept_from_order
-from edge_atp.pruning.ops import as_float32, top_k
+from edge_atp.pruning.ops import as_float32, require_finite, top_k
 from edge_atp.pruning.rows import Rows, as_rows, cosine_rows
 from edge_atp.pruning.similarity import in_blocks, lowest_twin, working_dtype
 from edge_atp.types import Array, Selection, VisualSignals
@@ -35,8 +35,9 @@ def alignment(visual: Array, text: Array) -> Array:
     Returns:
         (N,) float64 or float32, -mean_j ||v_i - t_j||_2; at most 0, higher is closer.
     Raises:
-        ShapeError: the widths differ.
-    Source: TrimTokenator, sec. 3.2 (mutual information approximated by the L2 distance).
+        ShapeError: the widths differ, or a distance overflows.
+    Source: TrimTokenator, sec. 3.2 (mutual information approximated by the L2 distance). A public
+    re-implementation squares the distance; the mean of squares can rank tokens differently.
     """
     if visual.shape[1] != text.shape[1]:
         raise ShapeError(
@@ -55,6 +56,7 @@ def alignment(visual: Array, text: Array) -> Array:
         distance = xp.sqrt(xp.where(squares > 0, squares, xp.zeros_like(squares)))
         parts.append(-xp.mean(distance, axis=1))
     scores = xp.concat(parts)
+    require_finite("the distance of image_embeds and text_tokens", scores)
     twins = lowest_twin(visual)
     return scores if twins is None else xp.take(scores, twins)
 

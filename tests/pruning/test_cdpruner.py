@@ -71,6 +71,12 @@ def test_copies_come_last_and_lowest_first() -> None:
     assert greedy_map(similarity, np.ones(6), 6) == [0, 2, 1, 3, 4, 5]
 
 
+def test_a_small_relevance_is_not_taken_for_noise() -> None:
+    # Gains 1e-6 and 4e-6: below float32's rounding of the largest gain, but not of their own.
+    relevance = np.array([1.0, 1e-3, 0.0, 2e-3])
+    assert greedy_map(np.eye(4, dtype=np.float32), relevance, 4) == [0, 3, 1, 2]
+
+
 def test_a_budget_above_the_rank_still_gives_distinct_tokens() -> None:
     rng = np.random.default_rng(0)
     tokens = rng.standard_normal((30, 4))

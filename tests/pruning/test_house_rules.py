@@ -64,6 +64,29 @@ def test_a_budget_out_of_range_is_refused(variant: str, num_kept: int) -> None:
         build(variant).select(make_signals(), num_kept)
 
 
+@pytest.mark.parametrize("num_kept", [9.0, True, "9", None])
+def test_a_budget_that_is_no_whole_number_is_refused(num_kept: object) -> None:
+    with pytest.raises(ShapeError, match="whole number"):
+        build("cls_topk").select(make_signals(), num_kept)
+    assert build("cls_topk").select(make_signals(), np.int64(9)).kept_indices.shape == (9,)
+
+
+@pytest.mark.parametrize("width", [24, 1024])
+@pytest.mark.parametrize("variant", ["divprune", "cdpruner", "mmtok", "vispruner"])
+def test_vectors_too_long_to_square_are_refused(variant: str, width: int) -> None:
+    signals = make_signals(rows=10, cols=20, width=width)
+    signals = dataclasses.replace(
+        signals,
+        image_embeds=signals.image_embeds * np.float32(1e37),
+        patch_features=signals.patch_features * np.float32(1e37),
+    )
+    if width == 24:  # few enough to be computed in float64, where they fit
+        assert build(variant).select(signals, 9).kept_indices.shape == (9,)
+        return
+    with pytest.raises(ShapeError, match=r"overflow|NaN or infinity"):
+        build(variant).select(signals, 9)
+
+
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if used_fields(build(v))])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_non_finite_signals_are_refused_by_name(variant: str, bad: float) -> None:
