@@ -9,6 +9,7 @@ from typing import Any
 
 import rclpy
 from edge_atp_msgs.msg import Answer, PatchMask, PatchMaskArray, Query
+from edge_atp_msgs.srv import RemoveQuery, SetQuery
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 
@@ -33,9 +34,12 @@ class ScriptedVlm:
         self.silent = False
         self.with_masks = True
         self.queries: list[Query] = []
+        self.removed: list[str] = []
         self._answers = self.node.create_publisher(Answer, "~/answer", _DEPTH)
         self._masks = self.node.create_publisher(PatchMaskArray, "~/patch_mask", _DEPTH)
         self.node.create_subscription(Query, "~/query", self._on_query, _DEPTH)
+        self.node.create_service(SetQuery, "~/set_query", self._on_set)
+        self.node.create_service(RemoveQuery, "~/remove_query", self._on_remove)
         self._executor = SingleThreadedExecutor(context=self.context)
         self._executor.add_node(self.node)
         self._thread = threading.Thread(target=self._executor.spin, daemon=True)
@@ -56,6 +60,18 @@ class ScriptedVlm:
         if not self.silent:
             text = self.texts.get(query.text, "")
             self._publish(Answer(query_id=query.query_id, text=text, **self.fields))
+
+    def _on_set(self, request: SetQuery.Request, response: SetQuery.Response) -> Any:
+        self.queries.append(request.query)
+        response.success = bool(request.query.text)
+        response.error_msg = "" if request.query.text else "text is empty; give a question"
+        response.query_id = request.query.query_id or "assigned"
+        return response
+
+    def _on_remove(self, request: RemoveQuery.Request, response: RemoveQuery.Response) -> Any:
+        self.removed.append(request.query_id)
+        response.success = True
+        return response
 
     def _publish(self, answer: Answer) -> None:
         answer.header.stamp = self.node.get_clock().now().to_msg()

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("edge_atp_msgs", reason="needs the built workspace: scripts/with_ros")
 
 import rclpy
-from edge_atp_msgs.msg import Answer
+from edge_atp_msgs.msg import Answer, Query
 from edge_atp_ros.client import (
     AnswerGuard,
     ClientError,
@@ -48,6 +48,7 @@ def vlm(scripted):
     scripted.fields = {"status": Answer.STATUS_FINAL, "confidence": 0.9}
     scripted.silent, scripted.with_masks = False, True
     scripted.queries.clear()
+    scripted.removed.clear()
     return scripted
 
 
@@ -252,6 +253,35 @@ def test_a_subscriber_hears_what_passes_the_guard(client, vlm):
     assert heard[0].masks.sequence == 1
     assert isinstance(refused[0], LowConfidenceError)
     assert [reply.text for reply in all_of_them] == ["one", "two", "three"]
+
+
+def test_a_standing_question_is_set_heard_and_withdrawn(client, vlm):
+    heard = []
+    guard = AnswerGuard(max_age_s=2.5)
+    name = client.stand(WHERE, max_rate_hz=2.0, choices=[PLACE, "not found"], guard=guard)
+    end = client.subscribe(heard.append, query_id=name, guard=guard)
+    vlm.say(name, PLACE, 1)
+    wait_until(lambda: heard)
+    end()
+    client.withdraw(name)
+
+    (query,) = vlm.queries
+    assert (name, query.text, query.max_rate) == ("assigned", WHERE, 2.0)
+    assert query.mode == Query.MODE_STANDING
+    assert (list(query.choices), query.max_frame_age.sec) == ([PLACE, "not found"], 2)
+    assert heard[0].masks is not None
+    assert vlm.removed == ["assigned"]
+    assert client.stand(WHERE, query_id="floor") == "floor"
+
+
+def test_a_refused_standing_question_says_why(client, planner_node):
+    with pytest.raises(ClientError, match="/vlm_node/set_query refused: text is empty"):
+        client.stand("")
+    with (
+        VlmClient(planner_node, vlm="elsewhere", timeout_s=0.3) as other,
+        pytest.raises(NoAnswerError, match="no service /elsewhere/set_query"),
+    ):
+        other.stand(WHERE)
 
 
 def test_waiting_in_the_clients_own_thread_is_an_error_and_no_deadlock(client, vlm):
