@@ -93,7 +93,7 @@ def _network_flags(trt: Any) -> int:
 
 
 def _strongly_typed(trt: Any) -> bool:
-    # TensorRT 11 types every network strongly and has neither the flag nor BuilderFlag.FP16.
+    # TensorRT 11 types every network strongly: it has no BuilderFlag.FP16 and may drop this flag.
     return hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") or not hasattr(
         trt.BuilderFlag, "FP16"
     )

@@ -15,13 +15,15 @@ import onnxruntime as ort
 
 from edge_atp.errors import InferenceError
 
-# Which of the attributes that changed between versions exist (TensorRT release notes).
-VERSIONS = {
-    "8.6.1": {"network": ("EXPLICIT_BATCH",), "fp16": True, "int64": False},
-    "10.3.0": {"network": ("EXPLICIT_BATCH", "STRONGLY_TYPED"), "fp16": True, "int64": True},
-    "10.13.0": {"network": ("EXPLICIT_BATCH", "STRONGLY_TYPED"), "fp16": True, "int64": True},
-    "10.16.1": {"network": ("EXPLICIT_BATCH", "STRONGLY_TYPED"), "fp16": True, "int64": True},
-    "11.4.0": {"network": (), "fp16": False, "int64": True},
+# Which of the attributes that changed between versions exist; from 10.3 on read off the names in
+# the published wheels of the bindings.
+_EXPLICIT, _TYPED = ("EXPLICIT_BATCH", 0), ("STRONGLY_TYPED", 1)
+VERSIONS: dict[str, Any] = {
+    "8.6.1": {"network": (_EXPLICIT,), "fp16": True, "int64": False},
+    "10.3.0": {"network": (_EXPLICIT, _TYPED), "fp16": True, "int64": True},
+    "10.13.0": {"network": (_EXPLICIT, _TYPED), "fp16": True, "int64": True},
+    "10.16.1": {"network": (_EXPLICIT, _TYPED), "fp16": True, "int64": True},
+    "11.4.0": {"network": (_TYPED,), "fp16": False, "int64": True},
 }
 _TYPE_NAMES = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64", "int32": "INT32"}
 
@@ -96,9 +98,7 @@ class FakeTensorRT:
         self.cuda = cuda
         self.int64 = has["int64"]
         self.refuse = refuse
-        self.NetworkDefinitionCreationFlag = SimpleNamespace(
-            **{name: index for index, name in enumerate(has["network"])}
-        )
+        self.NetworkDefinitionCreationFlag = SimpleNamespace(**dict(has["network"]))
         self.BuilderFlag = SimpleNamespace(
             **({"FP16": "fp16", "INT8": "int8"} if has["fp16"] else {})
         )

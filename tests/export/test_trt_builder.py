@@ -72,7 +72,7 @@ def test_flags_follow_what_the_version_has(
     trt = FakeTensorRT(version, FakeCuda())
     built = build(folder, trt, trt.cuda)
     flags = {call[1] for call in trt.calls if call[0] == "create_network"}
-    assert flags == {{"8.6.1": 1, "10.3.0": 3, "10.13.0": 3, "10.16.1": 3, "11.4.0": 0}[version]}
+    assert flags == {{"8.6.1": 1, "10.3.0": 3, "10.13.0": 3, "10.16.1": 3, "11.4.0": 2}[version]}
     # Precision flags only where the network cannot be typed by the file itself.
     assert (("set_flag", "fp16") in trt.calls) == (version == "8.6.1")
     builds = [call[1:] for call in trt.calls if call[0] == "build"]
