@@ -40,10 +40,11 @@ class Shape:
 
 
 # S and M are the two sizes that edge figures of this project are given for; llava7b-L2 is two
-# layers of the real width of LLaVA-1.5-7B.
+# layers of the real width of LLaVA-1.5-7B, llava7b-V24-L4 its whole vision encoder and four layers.
 SHAPES = {
     "S": Shape(192, 6, 3, 224, 14, 256, 6, 4, 4, 704, 1024),
     "M": Shape(192, 6, 3, 224, 14, 512, 10, 8, 8, 1408, 4096),
+    "llava7b-V24-L4": Shape(1024, 24, 16, 336, 14, 4096, 4, 32, 32, 11008, 32064),
     "llava7b-L2": Shape(1024, 2, 16, 336, 14, 4096, 2, 32, 32, 11008, 32064),
 }
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from edge_atp.runtime.manifest import GraphSpec
 from edge_atp.runtime.model_dir import ModelDirectory
-from edge_atp.runtime.profiles import READABLE_DIALECTS, ROLES, profiles_for
+from edge_atp.runtime.profiles import READABLE_DIALECTS, is_executed, profiles_for
 from edge_atp.runtime.sessions.base import SessionOptions
 
 
@@ -16,7 +16,7 @@ def graph_options(
     """``options`` with what the manifest says about ``graph``."""
     manifest, role = directory.manifest, graph.role
     engine = next((e for e in manifest.engines if e.role == role), None)
-    buildable = role in ROLES and graph.dialect in READABLE_DIALECTS
+    buildable = is_executed(role) and graph.dialect in READABLE_DIALECTS
     return replace(
         options,
         graph_sha256=directory.sha256(role),

@@ -18,8 +18,18 @@ READABLE_DIALECTS = ("prim17", "prim18", "std24")
 
 # A question with its prompt around it.
 _TYPICAL_TEXT = 32
-# Graphs the runtime executes; selection stays on the host, where it takes 0.05 ms.
-ROLES = ("vision", "text", "project", "decoder")
+# Kinds of graphs the runtime executes; selection stays on the host, where it takes 0.05 ms. A
+# decoder in blocks and an encoder in groups hold several of a kind, each an engine of its own.
+ROLES = (
+    "vision",
+    "vision_group",
+    "vision_tail",
+    "vision_cls",
+    "text",
+    "project",
+    "decoder",
+    "probe",
+)
 
 
 @dataclass(frozen=True)
@@ -34,21 +44,34 @@ class Bounds:
 Profile = dict[str, Bounds]
 
 
+def is_executed(role: str) -> bool:
+    """Whether the runtime runs the graph of that role, such as "text" or "decoder.3"."""
+    return _kind(role) in ROLES
+
+
 def profiles_for(graph: GraphSpec, manifest: Manifest) -> list[Profile]:
     """Profiles of one graph; the decoder has prefill and decode, all others one.
 
     Raises:
         ArtifactError: the graph's dialect cannot become an engine.
     """
-    if graph.role == "decoder":
+    kind = _kind(graph.role)
+    if kind == "decoder":
         if graph.dialect not in READABLE_DIALECTS:
             raise ArtifactError(
                 f"the decoder is written in dialect {graph.dialect!r}, which TensorRT does not"
                 " read; export with --dialect prim18 (prim17 for TensorRT 8.6, std24 from 10.15)"
             )
         return _decoder_profiles(graph, manifest)
+    if kind == "probe":
+        longest = manifest.llm.max_kv
+        prompt = min(longest, manifest.vision.num_patches + _TYPICAL_TEXT)
+        every = (1, prompt, longest)
+        return [_profile(graph, {"tokens": every, "rows": (1, 1, longest)})]
     ranges = {
         "tokens": _text_range(manifest),
+        # CLS, and what the cuts before have left of the patches.
+        "rows": (2, 1 + _typical_kept(manifest), 1 + manifest.vision.num_patches),
         # Methods that merge patches hand in fewer than the encoder made.
         "num_features": (1, manifest.vision.num_patches, manifest.vision.num_patches),
         "num_kept": (1, _typical_kept(manifest), manifest.selection.keep_max),
@@ -98,6 +121,10 @@ def covering(profiles: list[Profile]) -> Profile:
         high = tuple(max(sides) for sides in zip(*(b.max for b in same), strict=True))
         result[name] = Bounds(low, first.opt, high)
     return result
+
+
+def _kind(role: str) -> str:
+    return role.split(".", 1)[0]
 
 
 def _typical_kept(manifest: Manifest) -> int:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from edge_atp.errors import EdgeAtpError
 from edge_atp.runtime.model_dir import ModelDirectory
-from edge_atp.runtime.profiles import ROLES
+from edge_atp.runtime.profiles import is_executed
 from export.tensorrt.recipe import build_engines
 from export.tensorrt.support import PARSERS, lint
 
@@ -57,7 +57,7 @@ def _check(directory: ModelDirectory) -> int:
     table = Table("graph", *(f"TensorRT {parser.name}" for parser in PARSERS))
     problems = 0
     for graph in directory.manifest.graphs:
-        if graph.role not in ROLES:
+        if not is_executed(graph.role):
             continue
         cells = []
         for parser in PARSERS:

@@ -12,7 +12,7 @@ from edge_atp.errors import BackendUnavailableError, OutOfMemoryError
 from edge_atp.runtime import manifest as m
 from edge_atp.runtime.cuda_memory import Cuda
 from edge_atp.runtime.model_dir import ModelDirectory, file_sha256
-from edge_atp.runtime.profiles import ROLES, profiles_for
+from edge_atp.runtime.profiles import is_executed, profiles_for
 from export.tensorrt.builder import BuildSettings, build_engine, memory_needed_bytes
 
 _FOLDER = "engines"
@@ -40,7 +40,7 @@ def build_engines(
     trt = trt or _load_tensorrt()
     cuda = cuda or Cuda()
     manifest = directory.manifest
-    graphs = [graph for graph in manifest.graphs if graph.role in ROLES]
+    graphs = [graph for graph in manifest.graphs if is_executed(graph.role)]
     planned = [(graph, profiles_for(graph, manifest)) for graph in graphs]
     _check_memory(directory, workspace_bytes, cuda.free_bytes(), log)
     folder = directory.path / _FOLDER
@@ -88,7 +88,8 @@ def _check_memory(
     directory: ModelDirectory, workspace_bytes: int, free_bytes: int, log: Callable[[str], None]
 ) -> None:
     sizes = {spec.role: spec.bytes for spec in directory.manifest.files}
-    largest = max(sizes.get(r, 0) + sizes.get(f"{r}_weights", 0) for r in ROLES)
+    roles = [graph.role for graph in directory.manifest.graphs if is_executed(graph.role)]
+    largest = max(sizes.get(r, 0) + sizes.get(f"{r}_weights", 0) for r in roles)
     # 16-bit weights become float32 while TensorRT builds.
     storage = directory.manifest.precision.weight_storage
     needed = memory_needed_bytes(largest * (1 if storage == "fp32" else 2), workspace_bytes)

@@ -22,6 +22,8 @@ class Rule(CutRule):
     _side: Float
     _group: list[Float]
     _values: Float
+    # The last layer before which tokens leave.
+    _last: int
 
     def _plan(self, prompt: Prompt, num_kept: int | None) -> Schedule:
         """The schedule of one image, times the prompt's images."""
@@ -34,19 +36,23 @@ class Rule(CutRule):
         self._side, self._group = cut.side_row, []
         each = None if num_kept is None else -(-num_kept // cut.num_images)
         planned = self.pruner.schedule(cut.num_patches, each)
-        left, stages = prompt.num_visual_tokens, []
+        left, stages, self._last = prompt.num_visual_tokens, [], 0
         for stage in planned.stages:
-            left = min(left, stage.num_kept * cut.num_images)
+            kept = min(left, stage.num_kept * cut.num_images)
+            self._last = stage.layer if kept < left else self._last
+            left = kept
             stages.append(Stage(stage.layer, left))
         return Schedule(tuple(stages))
 
     @property
     def follows(self) -> int:
-        """Every layer of every group."""
-        return int(self.pruner.llm_layers)
+        """Every layer of every group up to the last cut; none where stage 1 left few enough."""
+        return self._last
 
     def passed(self, block: PassedBlock) -> None:
         """Run the side row through the block and add its layers to the group's rollout."""
+        if block.layers.start % self.pruner.group_size == 0:
+            self._group = []
         step = block.side_step(self._side)
         self._side = step.state
         self._group.extend(step.attention[layer] for layer in block.layers)
@@ -56,5 +62,4 @@ class Rule(CutRule):
         """Rank the group's visual tokens by what the side row has seen of them."""
         rows = self._values.shape[1]
         kept = rank(self._group, self._values, rows, view.visual_rows, stage.num_kept).kept_indices
-        self._group.clear()
         return Kept(np.asarray(kept))

@@ -47,12 +47,14 @@ class GroupView:
 class EncoderRule(ABC):
     """Runs one method on one image; made anew for each.
 
-    Class attribute:
+    Class attributes:
+        reads: fields of a group's view that the method looks at; the others are empty.
         weighs_sizes: whether attention counts a merged token as often as it has patches.
     Attributes:
         schedule: patches left by each cut; a stage's layer is the method's own notation.
     """
 
+    reads: ClassVar[tuple[str, ...]] = ("attention", "keys", "values")
     weighs_sizes: ClassVar[bool] = False
     schedule: Schedule
 

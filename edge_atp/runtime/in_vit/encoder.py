@@ -99,18 +99,19 @@ class GroupedEncoder:
         if rule:
             self.check(rule)
         lap = on_lap or (lambda _stage: None)
+        reads = rule.reads if rule else ()
+        nothing = np.zeros((0, 0), np.float32)
         count = self._vision.num_patches
-        tokens = PatchTokens(
-            np.zeros((0, 0), np.float32), np.arange(count), np.ones(count + 1, np.float32)
-        )
+        tokens = PatchTokens(nothing, np.arange(count), np.ones(count + 1, np.float32))
         cuts: dict[int, NDArray[np.int64]] = {}
         inputs: Arrays = {"pixel_values": pixel_values.astype(np.float32, copy=False)}
         for number, (first, end) in enumerate(self.bounds):
-            out = self._session(f"vision_group.{number}").run(inputs)
+            out = self._session(f"vision_group.{number}").run(inputs, ("next_attended", *reads))
             tokens = replace(tokens, states=out["next_attended"][0])
             lap("vision_encode")
             if rule:
-                view = GroupView(first, end - 1, out["attention"], out["keys"], out["values"])
+                seen = {name: out.get(name, nothing) for name in ("attention", "keys", "values")}
+                view = GroupView(first, end - 1, **seen)
                 tokens = rule.cut(view, tokens)
                 if end - 1 in rule.cut_layers:
                     cuts[end - 1] = tokens.place

@@ -5,6 +5,8 @@ The fused token takes the place of the last dropped patch, so tokens stay in ras
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
 from edge_atp.pruning.evit import fuse, split
@@ -14,6 +16,8 @@ from edge_atp.runtime.in_vit.base import EncoderRule, GroupView, PatchTokens
 
 class Rule(EncoderRule):
     """One split at each of the method's layers."""
+
+    reads: ClassVar[tuple[str, ...]] = ("attention",)
 
     def _plan(self, num_patches: int, num_kept: int | None) -> Schedule:
         """Kept patches, the fused token apart."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
 from edge_atp.errors import ConfigError
@@ -14,6 +16,7 @@ from edge_atp.runtime.outputs import Float
 class Rule(EncoderRule):
     """One cut at the top layer of each of the method's groups."""
 
+    reads: ClassVar[tuple[str, ...]] = ("attention", "values")
     _group: list[Float]
 
     def _plan(self, num_patches: int, num_kept: int | None) -> Schedule:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from edge_atp.errors import ConfigError
 from edge_atp.pruning.schedule import Schedule
 from edge_atp.pruning.tome import match, merge
@@ -11,7 +13,8 @@ from edge_atp.runtime.in_vit.base import EncoderRule, GroupView, PatchTokens
 class Rule(EncoderRule):
     """One merge in each of the first ``num_layers`` layers."""
 
-    weighs_sizes = True
+    reads: ClassVar[tuple[str, ...]] = ("keys",)
+    weighs_sizes: ClassVar[bool] = True
 
     def _plan(self, num_patches: int, num_kept: int | None) -> Schedule:
         """Patches left inside each layer."""
