@@ -158,7 +158,7 @@ def test_a_silent_camera_is_a_warning_while_active():
 
     def levels(state: str) -> list[bytes]:
         rates = dict.fromkeys(cameras, 0.0)
-        made = camera_statuses("/n", report(health, state, cameras=cameras), rates, 100.0)
+        made = camera_statuses("/n", report(health, state, cameras=cameras), rates, 100.0, 0)
         return [status.level for status in made]
 
     assert levels("active") == [DiagnosticStatus.WARN, DiagnosticStatus.WARN, DiagnosticStatus.OK]
@@ -194,6 +194,16 @@ def test_a_log_line_cannot_be_forged():
     assert "\n" not in line
     assert line.startswith('query_id="x status=final\\n[INFO] all is well" sequence=0 status=error')
     assert 'error_code=invalid_query error_msg="camera \\"x\\" is unknown"' in line
+
+
+def test_a_frames_age_is_told_by_the_clock_that_stamped_it():
+    cameras = {"a": CameraCounts(received=1, last_s=99.9, stamp_ns=8_500_000_000)}
+    made = report(Health(), cameras=cameras)
+    (status,) = camera_statuses("/n", made, {"a": 29.97}, 100.0, 10_000_000_000)
+    said = values(status)
+
+    assert (said["frame_age_s"], said["seconds_since_last"]) == ("1.500", "0.100")
+    assert said["rate_hz"] == "29.97"
 
 
 def test_resident_memory_is_that_of_this_process(tmp_path):

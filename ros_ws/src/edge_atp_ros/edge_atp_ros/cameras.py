@@ -40,12 +40,14 @@ class CameraCounts:
     received: frames that arrived. dropped: those that no question was answered about and that a
         newer one replaced, or that came late. late: those with a stamp before an earlier frame's.
     last_s: ``time.monotonic()`` of the last arrival, None before the first.
+    stamp_ns: of the newest frame, None without one.
     """
 
     received: int = 0
     dropped: int = 0
     last_s: float | None = None
     late: int = 0
+    stamp_ns: int | None = None
 
 
 @dataclass
@@ -66,7 +68,8 @@ class _Slot:
         newest = self.newest
         waiting = newest is not None and newest.number not in self.used
         dropped = self.received - self.num_used - waiting
-        return CameraCounts(self.received, dropped, self.last_s, self.late)
+        stamp_ns = None if newest is None else newest.stamp_ns
+        return CameraCounts(self.received, dropped, self.last_s, self.late, stamp_ns)
 
     def forget(self) -> None:
         self.newest = None

@@ -77,6 +77,8 @@ class Diagnostics:
     def publish(self) -> None:
         """Publish now, besides the timer."""
         report, now_s = self._report(), time.monotonic()
+        now = self._node.get_clock().now()
+        rates = self._rates.update(report.cameras, now_s)
         name = self._node.get_fully_qualified_name()
         message = DiagnosticArray(
             status=[
@@ -84,10 +86,10 @@ class Diagnostics:
                 latency_status(name, report.health),
                 host_status(name, resident_bytes(), temperatures_c()),
                 standing_status(name, report.standing),
-                *camera_statuses(name, report, self._rates.update(report.cameras, now_s), now_s),
+                *camera_statuses(name, report, rates, now_s, now.nanoseconds),
             ]
         )
-        message.header.stamp = self._node.get_clock().now().to_msg()
+        message.header.stamp = now.to_msg()
         self._publisher.publish(message)
 
     def _namesakes(self) -> int:
@@ -172,24 +174,33 @@ def standing_status(name: str, standing: Mapping[str, Skips]) -> DiagnosticStatu
 
 
 def camera_statuses(
-    name: str, report: Report, rates: Mapping[str, float], now_s: float
+    name: str, report: Report, rates: Mapping[str, float], now_s: float, ros_now_ns: int
 ) -> list[DiagnosticStatus]:
-    """One status per camera; ``now_s`` is ``time.monotonic()``."""
+    """One status per camera.
+
+    Args:
+        name: fully qualified name of the node.
+        report: the snapshot.
+        rates: images per second of each camera.
+        now_s: ``time.monotonic()``.
+        ros_now_ns: the ROS clock, by which images are stamped.
+    """
     active = report.state == "active"
     return [
-        _camera(name, camera, counts, active, rates[camera], now_s)
+        _camera(f"{name}: camera {camera}", counts, active, rates[camera], now_s, ros_now_ns)
         for camera, counts in report.cameras.items()
     ]
 
 
 def _camera(
-    node: str, camera: str, counts: CameraCounts, active: bool, rate_hz: float, now_s: float
+    name: str, counts: CameraCounts, active: bool, rate_hz: float, now_s: float, ros_now_ns: int
 ) -> DiagnosticStatus:
-    age_s = None if counts.last_s is None else now_s - counts.last_s
-    silent = active and (age_s is None or age_s > _SILENT_S)
+    since_s = None if counts.last_s is None else now_s - counts.last_s
+    age_s = None if counts.stamp_ns is None else (ros_now_ns - counts.stamp_ns) / 1e9
+    silent = active and (since_s is None or since_s > _SILENT_S)
     return DiagnosticStatus(
         level=DiagnosticStatus.WARN if silent else DiagnosticStatus.OK,
-        name=f"{node}: camera {camera}",
+        name=name,
         message="no images" if silent else "",
         values=_values(
             {
@@ -197,7 +208,8 @@ def _camera(
                 "frames_dropped": counts.dropped,
                 "frames_late": counts.late,
                 "rate_hz": f"{rate_hz:.2f}",
-                "seconds_since_last": "never" if age_s is None else f"{age_s:.3f}",
+                "seconds_since_last": "never" if since_s is None else f"{since_s:.3f}",
+                "frame_age_s": "none" if age_s is None else f"{age_s:.3f}",
             }
         ),
     )
