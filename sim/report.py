@@ -7,15 +7,18 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from edge_atp_ros.demo_report import contact_sheet
+from edge_atp_ros.demo_report import contact_sheet, from_message
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sim.watch import DONE, OrderRecord, Shot
+from edge_atp.mask import overlay
+from edge_atp.types import Frame
+from sim.watch import DONE, FAILED, PLACING, OrderRecord, Shot
 
-_BAR_PX = 44
+_BAR_PX, _DARK = 80, 24
+_GREY = 200
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _FILM_SIZE = (320, 240)
 _FILM_FRAME_S = 0.1
@@ -27,7 +30,7 @@ def print_orders(console: Console, records: Sequence[OrderRecord]) -> None:
     for name in ("order", "outcome", "", "answers", "least confident", "sim s", "in truth"):
         table.add_column(name, justify="right" if name in ("answers", "sim s") else "left")
     for record in records:
-        least = min((reply.confidence for reply in record.questions), default=float("nan"))
+        least = min((a.reply.confidence for a in record.questions), default=float("nan"))
         verdict = "[green]right[/green]" if record.right else "[red]wrong[/red]"
         table.add_row(
             escape(record.order),
@@ -48,12 +51,12 @@ def print_orders(console: Console, records: Sequence[OrderRecord]) -> None:
 
 
 def write_sheet(records: Sequence[OrderRecord], path: Path) -> bool:
-    """The picture at each event, captioned; False if there is none."""
-    tiles = [
-        _captioned(shot.image, f"{shot.second:.1f} s", caption)
-        for record in records
-        for caption, shot in record.shots
-    ]
+    """One row per order: where the item was seen, that the slot is free, in the gripper, the end.
+
+    Returns:
+        False if there is nothing to draw.
+    """
+    tiles = [tile for record in records for tile in _row(record)]
     if not tiles:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,6 +64,33 @@ def write_sheet(records: Sequence[OrderRecord], path: Path) -> bool:
     if not cv2.imwrite(str(path), sheet):
         raise OSError(f"cannot write {path}")
     return True
+
+
+def _row(record: OrderRecord) -> list[NDArray[np.uint8]]:
+    """Four tiles of an order; what is missing is grey."""
+    tiles = [_answer(record, "where is"), _answer(record, "is slot")]
+    for kind in ((PLACING,), (DONE, FAILED)):
+        shot = next((s for s in record.shots if s[0].startswith(kind)), None)
+        tiles.append(_picture(shot[1], shot[0]) if shot else None)
+    height = max((tile.shape[0] for tile in tiles if tile is not None), default=0)
+    if not height:
+        return []
+    blank = np.full((height, 640, 3), _GREY, dtype=np.uint8)
+    return [blank if tile is None else tile for tile in tiles]
+
+
+def _answer(record: OrderRecord, start: str) -> NDArray[np.uint8] | None:
+    """The first answer to a question that begins so, on its picture: bright is what was kept."""
+    for asked in record.questions:
+        masks = asked.reply.masks
+        if asked.question.startswith(start) and asked.image is not None and masks is not None:
+            tokens, sure = asked.reply.answer.tokens, asked.reply.confidence
+            caption = (
+                f"{asked.question}\n{asked.reply.text}\n{tokens.visual_kept} of"
+                f" {tokens.visual_total} visual tokens, confidence {sure:.2f}"
+            )
+            return overlay(from_message(masks.masks[0], Frame(asked.image)), caption)
+    return None
 
 
 def write_film(shots: Sequence[Shot], folder: Path) -> Path | None:
@@ -92,8 +122,10 @@ def write_film(shots: Sequence[Shot], folder: Path) -> Path | None:
     return path
 
 
-def _captioned(image: NDArray[np.uint8], *lines: str) -> NDArray[np.uint8]:
-    bar = np.full((_BAR_PX, image.shape[1], 3), 255, dtype=np.uint8)
-    for number, line in enumerate(lines):
-        cv2.putText(bar, line, (6, 17 + 19 * number), _FONT, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
-    return np.vstack([image, bar])
+def _picture(shot: Shot, caption: str) -> NDArray[np.uint8]:
+    """A picture as the camera took it, with what the planner said then."""
+    bar = np.full((_BAR_PX, shot.image.shape[1], 3), _DARK, dtype=np.uint8)
+    for number, line in enumerate((caption, f"{shot.second:.1f} s")):
+        origin = (8, 22 + 24 * number)
+        cv2.putText(bar, line, origin, _FONT, 0.55, (255, 255, 255), 1, cv2.LINE_AA)
+    return np.vstack([shot.image, bar])

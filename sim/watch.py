@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from edge_atp_msgs.msg import Query
 from edge_atp_ros.answer_text import parse_place
 from edge_atp_ros.client import Reply, VlmClient
 from edge_atp_ros.convert import to_ns
@@ -25,6 +27,7 @@ from sim.node import START_S
 _LATCHED = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 _STEP_S = 0.02
 _FRAME_PERIOD_S = 0.5  # of the film, simulated
+_KEPT_FRAMES = 50
 BEGUN, DONE, FAILED, PICKING, PLACING = "begun", "done", "failed", "picking", "placing"
 
 
@@ -36,12 +39,22 @@ class Shot:
     image: NDArray[np.uint8]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A question of the planner's. image: (height, width, 3) uint8 RGB, None if it was missed."""
+
+    question: str
+    reply: Reply
+    image: NDArray[np.uint8] | None
+
+
 @dataclass
 class OrderRecord:
     """One order and how it ended.
 
     before, after: slots' contents when it began and ended (truth). outcome: DONE or FAILED, "" for
-    neither. detail: the place, or the reason. questions: answers that the planner got.
+    neither. detail: the place, or the reason. questions: answers that the planner got, with the
+    pictures they are about. shots: what the camera saw at each event.
     """
 
     order: str
@@ -51,7 +64,7 @@ class OrderRecord:
     detail: str = ""
     ended_s: float = 0.0
     after: dict[str, Any] = field(default_factory=dict)
-    questions: list[Reply] = field(default_factory=list)
+    questions: list[Asked] = field(default_factory=list)
     shots: list[tuple[str, Shot]] = field(default_factory=list)
 
     @property
@@ -78,12 +91,16 @@ class Watcher(Node):
         self.film: list[Shot] = []
         self._truth: dict[str, Any] = {}
         self._newest: Shot | None = None
+        self._frames: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
+        self._texts: dict[str, str] = {}
         self._ordered = 0
         self.create_subscription(String, "orders", self._on_order, _LATCHED)
         self.create_subscription(String, "pick_and_place/event", self._on_event, _LATCHED)
         self.create_subscription(String, "pick_and_place/refusal", self._on_refusal, _LATCHED)
         self.create_subscription(String, "sim_cell/truth", self._on_truth, 1)
         self.create_subscription(Image, "camera/image_raw", self._on_image, qos_profile_sensor_data)
+        # Answers carry no question.
+        self.create_subscription(Query, "vlm_node/query", self._on_query, 100)
         self._vlm = VlmClient(self, guard=None)
         self._vlm.subscribe(self._on_reply, guard=None)
         self._executor = SingleThreadedExecutor()
@@ -142,9 +159,17 @@ class Watcher(Node):
     def _on_image(self, image: Image) -> None:
         second = to_ns(image.header.stamp) / 1e9 - START_S
         self._newest = Shot(second, to_rgb(image))
+        self._frames[to_ns(image.header.stamp)] = self._newest.image
+        while len(self._frames) > _KEPT_FRAMES:
+            self._frames.popitem(last=False)
         if not self.film or second - self.film[-1].second >= _FRAME_PERIOD_S:
             self.film.append(self._newest)
 
+    def _on_query(self, query: Query) -> None:
+        self._texts[query.query_id] = query.text
+
     def _on_reply(self, reply: Reply) -> None:
         if self.records and not self.records[-1].outcome:
-            self.records[-1].questions.append(reply)
+            image = self._frames.get(reply.stamp_ns)
+            text = self._texts.get(reply.query_id, "")
+            self.records[-1].questions.append(Asked(text, reply, image))

@@ -112,7 +112,7 @@ class VlmClient:
         *,
         guard: AnswerGuard | None = NO_GUARD,
         timeout_s: float = 10.0,
-        mask_wait_s: float = 0.5,
+        mask_wait_s: float = 1.0,
     ) -> None:
         self._logger = node.get_logger()
         self._guard = guard

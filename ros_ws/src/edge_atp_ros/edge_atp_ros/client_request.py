@@ -45,7 +45,7 @@ class Request:
     question: in natural language.
     guard: what the reply must satisfy; None: nothing.
     timeout_s: longest wait for the reply, wall time.
-    query_id: "" : the client makes one up. Give none that is still unanswered.
+    query_id: name of the question, not that of one still unanswered; "": the client makes one.
     choices, cameras, conversation_id, deadline_s, priority, max_new_tokens, prune: as in Query.msg.
     max_frame_age_s: oldest frame the node may answer about. Negative: the guard's max_age_s, so
         that the node spends no time on a frame that would be refused here.
