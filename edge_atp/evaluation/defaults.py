@@ -7,8 +7,9 @@ Run on a validation split, never on the one that is reported. The rule, stated w
 2. Settings whose value is not significantly below the best one (paired bootstrap over images, 95 %)
    are equally good; of those the alpha nearest 0.5 is taken, because it leans on neither signal
    alone, then the higher value.
-3. The default keep ratio is the smallest swept one whose loss against dense is below half a point
-   with 95 % confidence; 1.0 where none is.
+3. The default budget is twice the smallest one whose loss against dense is below one point with
+   95 % confidence, all tokens where none is: twice, as a reserve for pictures and questions unlike
+   those of the validation set.
 
 Relevance source ``value`` and another layer change what the exported graph computes: give a model
 directory exported with each as ``more_models``.
@@ -39,7 +40,8 @@ from edge_atp.runtime.model_dir import ModelDirectory
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 METHOD = "atp"
-MARGIN = 0.005  # exact match that pruning may cost
+MARGIN = 0.01  # exact match that pruning may cost
+RESERVE = 2  # times the smallest budget that stays within it
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,8 @@ def decide(
     behind = bootstrap.differences(means, best)
     equal = [i for i, delta in enumerate(behind) if delta.high >= 0.0 or i == best]
     chosen = min(equal, key=lambda i: (abs(candidates[i].alpha - 0.5), -values[i].value))
-    keep = _smallest_budget(table, bootstrap, candidates[chosen], budgets, num_patches)
+    smallest = _smallest_budget(table, bootstrap, candidates[chosen], budgets, num_patches)
+    keep = min(num_patches, RESERVE * smallest)
     estimates = bootstrap.estimates(exact)
     return {
         "rule": (__doc__ or "").split("\n\n", 1)[1],

@@ -242,7 +242,8 @@ def test_sweeping_defaults_states_and_writes_its_choice(tmp_path, squares, tiny_
     assert len(result["candidates"]) == 10  # five alphas, raw and negated
     # A random model is never right, so every setting is equally good and alpha 0.5 is taken.
     assert result["chosen"]["alpha"] == 0.5
-    assert result["chosen"]["keep_ratio"] == 0.25
+    # The smallest of the two budgets loses nothing; it is doubled as a reserve: 8 of 16.
+    assert result["chosen"]["keep_ratio"] == 0.5
     assert "paired bootstrap" in result["rule"]
     assert (out / "defaults.png").exists()
     assert "alpha: 0.5" in model_yaml.read_text()
@@ -278,10 +279,10 @@ def test_settings_of_two_models_are_compared_question_by_question(
 @pytest.mark.parametrize(
     ("quality", "source", "alpha", "keep_ratio"),
     [
-        # The better source wins, and the smallest budget that loses nothing.
-        ({("negated", 0.5): 1.0}, "negated", 0.5, 0.25),
+        # The better source wins, and twice the smallest budget that loses nothing.
+        ({("negated", 0.5): 1.0}, "negated", 0.5, 0.5),
         # Equal settings: the alpha nearest one half.
-        ({("raw", 0.25): 1.0, ("raw", 0.5): 1.0, ("raw", 1.0): 1.0}, "raw", 0.5, 0.25),
+        ({("raw", 0.25): 1.0, ("raw", 0.5): 1.0, ("raw", 1.0): 1.0}, "raw", 0.5, 0.5),
         # Everything loses: keep all tokens.
         ({("raw", 0.75): 0.4}, "raw", 0.75, 1.0),
     ],
