@@ -36,11 +36,6 @@ def in_model_methods() -> tuple[str, ...]:
     return tuple(sorted({*in_vit.available(), *in_llm.available()}))
 
 
-def has_graphs(pruner: InModelPruner, manifest: Manifest) -> bool:
-    """Whether the model directory holds the graphs that ``pruner`` cuts between."""
-    return not _missing_options(pruner, manifest)
-
-
 def require_graphs(pruner: InModelPruner, manifest: Manifest) -> None:
     """
     Raises:
