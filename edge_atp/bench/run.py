@@ -2,13 +2,15 @@
 
 load -> plan arms -> alternate -> summarise -> accuracy -> tables, JSON, plots
 
-Ctrl-C ends the measurement; what was measured so far is summarised and written.
+Ctrl-C (or SIGTERM) ends the measurement; what was measured so far is summarised and written.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -97,6 +99,7 @@ def bench(settings: Settings, console: Console) -> dict[str, Any]:
         timed: list[Timed] = []
         try:
             with ExitStack() as stack:
+                stack.enter_context(_ended_by_sigterm())
                 _measure(settings, pipeline, arms, stack, console, timed)
             if settings.start_up:
                 model = str(pipeline.engine.directory.path)
@@ -125,6 +128,19 @@ def loaded(config: PipelineConfig) -> Iterator[TimedPipeline]:
         yield TimedPipeline(engine, directory, config)
     finally:
         engine.close()
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM, which `timeout` and schedulers send, ends the measurement as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # handlers belong to the main thread
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _measure(
