@@ -112,7 +112,8 @@ def _complete(sources: Sources, staged: Path, parity: dict[str, Any], progress: 
     manifest = m.read_manifest(staged / m.FILE_NAME)
     files = manifest.files
     # 16-bit weights are widened when ONNX Runtime loads them; quantised ones stay small.
-    needed = sources.model.float32_bytes() if sources.settings.precision == "fp32" else 0
+    widened = sources.settings.precision in ("fp32", "fp16")
+    needed = sources.model.float32_bytes() if widened else 0
     if fits(needed):
         progress("recording golden answers")
         engine = Engine.load(ModelDirectory.open(staged, unfinished=True), "ort-cpu")

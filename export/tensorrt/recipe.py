@@ -45,8 +45,9 @@ def build_engines(
     _check_memory(directory, workspace_bytes, cuda.free_bytes(), log)
     folder = directory.path / _FOLDER
     folder.mkdir(exist_ok=True)
+    compute = manifest.precision.compute
     settings = BuildSettings(
-        workspace_bytes, optimization_level, manifest.precision.compute == "fp16"
+        workspace_bytes, optimization_level, compute == "fp16", int8=compute == "int8"
     )
     engines, files = [], [f for f in manifest.files if not f.role.endswith("_engine")]
     for graph, profiles in planned:

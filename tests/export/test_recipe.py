@@ -109,6 +109,18 @@ def test_export_without_comparing_says_so(settings: ExportSettings, tmp_path: Pa
     assert directory.manifest.parity == {"compared": False, "gates": {}}
 
 
+def test_model_too_large_to_run_here_gets_no_golden_answers(
+    settings: ExportSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exporting streams; running would need all weights in float32."""
+    monkeypatch.setattr(recipe, "fits", lambda num_bytes: False)
+    monkeypatch.setattr(recipe.Engine, "load", lambda *args: pytest.fail("the model was loaded"))
+    plain, steps = dataclasses.replace(settings, compare=False), []
+    directory = recipe.export_model(plain, tmp_path / "model", progress=steps.append)
+    assert not directory.has("golden")
+    assert any(step.startswith("no golden answers: running") for step in steps)
+
+
 def test_refuses_to_replace_what_is_no_export(settings: ExportSettings, tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").write_bytes(b"x")
     with pytest.raises(ArtifactError, match="no model directory"):
