@@ -78,7 +78,7 @@ def test_installed_launch_folder_has_the_layout_of_the_source():
     installed = share("edge_atp") / "launch"
     wanted = {
         path.relative_to(ROOT / "launch")
-        for pattern in ("*.launch.py", "*.xml", "params/*.yaml", "bags/**/*")
+        for pattern in ("*.launch.py", "*.xml", "params/*.yaml", "security/*", "bags/**/*")
         for path in (ROOT / "launch").glob(pattern)
         if path.is_file()
     }
