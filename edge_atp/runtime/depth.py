@@ -11,6 +11,7 @@ from typing import Any
 
 from edge_atp.errors import ConfigError
 from edge_atp.pruning import load, option_names
+from edge_atp.runtime.in_model import in_model_methods
 from edge_atp.runtime.manifest import Manifest
 
 # Depth of the models the methods were published for: LLaVA-1.5-7B with CLIP ViT-L.
@@ -25,6 +26,8 @@ def fit_options(name: str, manifest: Manifest) -> dict[str, Any]:
     Raises:
         ConfigError: the model has no place to cut.
     """
+    if name not in in_model_methods():
+        return {}
     method: Any = load(name)
     if method.site == "in_encoder" or name == "ivtp":
         count, size = manifest.vision.consumed_layers, max(1, manifest.vision.group_layers)
@@ -37,8 +40,6 @@ def fit_options(name: str, manifest: Manifest) -> dict[str, Any]:
         if not set(layers) <= set(range(count)):
             layers = [_share(layer + 1, count, _ENCODER_DEPTH) - 1 for layer in layers]
         return {"layers": tuple(_snap(layers, tops))}
-    if method.site != "in_llm":
-        return {}
     depth, size = manifest.llm.layers, max(1, manifest.llm.block_layers)
     places = list(range(size, depth, size))
     if not places:

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_atp.errors import ConfigError
+from edge_atp.pruning import ivtp
 from edge_atp.pruning.base import InModelPruner
-from edge_atp.pruning.ivtp import map_relevance, pseudo_cls, text_relevance
 from edge_atp.runtime import in_llm, in_vit
 from edge_atp.runtime.engine import Engine
 from edge_atp.runtime.in_vit.encoder import GroupedEncoder, PrunedVision
@@ -143,12 +143,12 @@ class InModelRunner:
         Raises:
             MissingSignalError: ivtp, and the directory has no text encoder that gives tokens.
         """
-        if pruner.site != "in_llm":
+        if not isinstance(pruner, ivtp.Method):
             return prompt
         assert prompt.is_visual is not None  # embed_prompt sets it
         num_patches = self._manifest.vision.num_patches
         places = [image.place for image in images]
-        side_row = self._side_row(question, images, pruner)
+        side_row = self._side_row(question, images, pruner.threshold)
         return replace(
             prompt,
             position_ids=original_positions(prompt.is_visual, places, num_patches),
@@ -160,21 +160,19 @@ class InModelRunner:
         if self._encoder:
             self._encoder.close()
 
-    def _side_row(
-        self, question: str, images: Sequence[PrunedVision], pruner: InModelPruner
-    ) -> Float:
+    def _side_row(self, question: str, images: Sequence[PrunedVision], threshold: float) -> Float:
         """(H,) IVTP's pseudo-CLS; several images count with their mean CLS."""
         engine = self._engine
         text = " ".join(question.split())
         clip_tokens, clip_spans = engine.encode_text_tokens(text)
         tokens, spans = engine.embed_text_tokens(text)
         joint = np.mean([self.encoder.cls_embed(image) for image in images], axis=0)
-        relevance = map_relevance(text_relevance(clip_tokens, joint), clip_spans, spans)
+        relevance = ivtp.text_relevance(clip_tokens, joint)
+        relevance = ivtp.map_relevance(relevance, clip_spans, spans)
         only = np.zeros(1, np.int64)
         projected = [engine.project(image.cls_feature[None], only)[0] for image in images]
         visual_cls = np.mean(projected, axis=0)
-        threshold: float = getattr(pruner, "threshold")  # noqa: B009
-        row: Float = pseudo_cls(tokens, relevance, visual_cls, threshold)
+        row: Float = ivtp.pseudo_cls(tokens, relevance, visual_cls, threshold)
         return row
 
 

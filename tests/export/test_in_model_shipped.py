@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 import edge_atp.hf
+from edge_atp.cli.main import main
 from edge_atp.config import PipelineConfig
 from edge_atp.errors import InvalidQueryError
 from edge_atp.hf import ModelSettings
 from edge_atp.pipeline import Pipeline
 from edge_atp.runtime.depth import fit_options
+from edge_atp.signals import runnable_methods
 from edge_atp.types import Frame, Policy, PruneSpec, Query
 from export import recipe
 from export.settings import read_settings
@@ -138,3 +142,28 @@ def test_what_cannot_be_asked_is_refused(pipeline: Pipeline) -> None:
     spec = PruneSpec(Policy.SCORE_MASS, method="evit", score_mass=0.5)
     with pytest.raises(InvalidQueryError, match="SCORE_MASS needs scores"):
         pipeline.answer(Query(QUESTION, prune=spec), [Frame(picture(0))])
+
+
+def test_the_command_says_what_each_cut_left(
+    pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = tmp_path / "scene.png"
+    cv2.imwrite(str(image), picture(0))
+    words = ["ask", str(image), QUESTION, "--method", "ivtp", "--keep-tokens", "32"]
+    model = ["--model", str(pipeline.engine.directory.path)]
+    assert main([*words, *model]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "ivtp: kept 32/256 visual tokens" in shown
+    assert "left by vision layer 1: " in shown
+    assert "language layer 2: 32; KV cache" in shown
+    assert main([*words, *model, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["cuts"][-1] == {"part": "language", "layer": 2, "num_kept": 32}
+    assert len(told["kept_indices"]) == 32
+    # The shipped directory holds both parts in one piece.
+    assert main(words) == 2
+    assert "--vision-groups 1 --block-layers 1" in capsys.readouterr().err
+    assert "ivtp" in runnable_methods(pipeline.manifest)
+    sheet = ["compare", str(image), QUESTION, "--methods", "ivtp,vtw", "--keep", "64,32", *model]
+    pytest.importorskip("matplotlib", reason="the sheet needs the `evaluation` extra")
+    assert main([*sheet, "--out", str(tmp_path / "sheet.png")]) == 0
