@@ -21,6 +21,8 @@ import time
 import traceback
 from collections.abc import Callable
 
+import numpy as np
+from builtin_interfaces.msg import Time
 from edge_atp_ros.convert import to_stamp
 from edge_atp_ros.declaring import declare
 from edge_atp_ros.process import StartError
@@ -133,7 +135,7 @@ class CellNode(Node):
         if goal.header.frame_id != SHELF_FRAME:
             raise ValueError(f"goal_pose is in frame {goal.header.frame_id!r}, not {SHELF_FRAME!r}")
         position = goal.pose.position
-        self._cell.move_to(to_world([position.x, position.y, position.z]))
+        self._cell.move_to(to_world(np.array([position.x, position.y, position.z])))
         self._goal_header = goal.header
 
     # The cell's thread -------------------------------------------------------------------------
@@ -222,5 +224,5 @@ class CellNode(Node):
     def _header(self, frame_id: str) -> Header:
         return Header(stamp=self._stamp(), frame_id=frame_id)
 
-    def _stamp(self):
+    def _stamp(self) -> Time:
         return to_stamp(START_S * 10**9 + round(self._cell.time_s * 1e9))

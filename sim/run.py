@@ -14,8 +14,14 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edge_atp_ros.process import StopRequest
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sim.watch import Watcher
 
 _PATIENCE_S = 240.0  # wall time for one order, on a slow and busy machine
 
@@ -83,7 +89,7 @@ def _run(args: argparse.Namespace, stop: StopRequest) -> int:
         rclpy.shutdown()
 
 
-def _report(console, watcher, args: argparse.Namespace) -> int:  # type: ignore[no-untyped-def]
+def _report(console: Console, watcher: Watcher, args: argparse.Namespace) -> int:
     from sim import report
 
     report.print_orders(console, watcher.records)

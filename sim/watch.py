@@ -75,8 +75,8 @@ class OrderRecord:
             return False
         slot = SHELVES.index(place.shelf) * NUM_COLUMNS + place.slot - 1
         item = " ".join(self.order.split()[2:4])  # move the COLOUR KIND to ...
-        others = [name for name in self.before["slots"] if name not in (item, None)]
-        left = [name for name in self.after["slots"] if name not in (item, None)]
+        others = [None if name == item else name for name in self.before["slots"]]
+        left = [None if name == item else name for name in self.after["slots"]]
         return self.after["slots"][slot] == item and others == left and not self.after["held"]
 
 
