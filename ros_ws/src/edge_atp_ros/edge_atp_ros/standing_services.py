@@ -1,6 +1,7 @@
 """The services ``~/set_query``, ``~/remove_query`` and ``~/list_queries``.
 
-They are there for as long as the node is, and say so where it holds nothing yet.
+They are there for as long as the node is, and say so where it holds nothing yet. Listing has a
+thread of its own, so that it answers at once however much the node has to do.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from rclpy.node import Node
 
 from edge_atp.errors import EdgeAtpError
 from edge_atp_ros.error_codes import error_code, error_text
+from edge_atp_ros.own_thread import OwnThread
 from edge_atp_ros.refusals import RejectedError
 from edge_atp_ros.standing import StandingQuestions
 
@@ -31,7 +33,13 @@ class StandingServices:
         self._standing = standing
         node.create_service(SetQuery, "~/set_query", self._set)
         node.create_service(RemoveQuery, "~/remove_query", self._remove)
-        node.create_service(ListQueries, "~/list_queries", self._list)
+        self._listing = OwnThread(node, "listing")
+        node.create_service(ListQueries, "~/list_queries", self._list, callback_group=self._listing)
+        self._listing.start()
+
+    def close(self) -> None:
+        """End the thread; before the node is destroyed."""
+        self._listing.stop()
 
     def _set(self, request: SetQuery.Request, response: SetQuery.Response) -> Any:
         def act(standing: StandingQuestions) -> None:

@@ -14,14 +14,16 @@ import gc
 import time
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 from edge_atp_msgs.msg import Query as QueryMessage
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import JumpThreshold, TimeJump
 from rclpy.duration import Duration
+from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.qos import QoSProfile
+from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
 from rclpy.subscription import Subscription
 from std_msgs.msg import String
@@ -49,8 +51,9 @@ from edge_atp_ros.watchdog import Watchdog
 from edge_atp_ros.worker import Worker
 
 NODE_NAME = "vlm_node"
-# Reliable; a burst of questions waits here until the executor has taken each of them.
-_QUERY_QOS = QoSProfile(depth=1000)
+# Reliable, and nothing that has arrived is overwritten by what arrives later (DDS holds 5000); a
+# question the sender itself had to drop, because the node was too busy for too long, is counted.
+_QUERY_QOS = QoSProfile(history=HistoryPolicy.KEEP_ALL, reliability=ReliabilityPolicy.RELIABLE)
 # Backwards by a nanosecond or more, or to another clock.
 _SET_BACK = JumpThreshold(
     min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=True
@@ -148,10 +151,11 @@ class VlmNode(LifecycleNode):
         return True
 
     def destroy_node(self) -> None:
-        """Stop the inference thread before the publishers it uses are gone."""
-        if hasattr(self, "_worker"):
+        """Stop the node's threads before the publishers and services they use are gone."""
+        if hasattr(self, "_standing_services"):
             self._stop_serving()
             self._release()
+            self._standing_services.close()
         super().destroy_node()
 
     def _transition(
@@ -244,8 +248,8 @@ class VlmNode(LifecycleNode):
         # handles the image first, and the question is answered about it.
         self._cameras.subscribe(self, worker.frame_arrived)
         self._questions = [
-            self.create_subscription(QueryMessage, "~/query", self._on_query, _QUERY_QOS, raw=True),
-            self.create_subscription(String, "~/query_text", self._on_text, _QUERY_QOS, raw=True),
+            self._listen(QueryMessage, "~/query", self._on_query),
+            self._listen(String, "~/query_text", self._on_text),
         ]
         node = self._settings.node
         cameras = ", ".join(
@@ -284,6 +288,20 @@ class VlmNode(LifecycleNode):
             self._outputs = None
 
     # Questions -------------------------------------------------------------------------------
+
+    def _listen(self, kind: type, topic: str, take: Callable[[bytes], None]) -> Subscription:
+        events = SubscriptionEventCallbacks(message_lost=self._on_lost)
+        return self.create_subscription(
+            kind, topic, take, _QUERY_QOS, raw=True, event_callbacks=events
+        )
+
+    def _on_lost(self, event: Any) -> None:
+        self._health.lost(event.total_count_change)
+        self.get_logger().warning(
+            f"{event.total_count_change} questions were lost before they arrived: they come faster"
+            " than the node can refuse them",
+            throttle_duration_sec=1.0,
+        )
 
     def _on_query(self, serialized: bytes) -> None:
         try:
