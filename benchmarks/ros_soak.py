@@ -375,7 +375,8 @@ def main() -> int:
     report = run(
         arguments.questions, arguments.overload, arguments.camera_hz, least_hz=arguments.least_hz
     )
-    text = json.dumps(asdict(report), indent=2)
+    shown = {**asdict(report), "faults": report.faults[:20], "num_faults": len(report.faults)}
+    text = json.dumps(shown, indent=2)
     print(text)
     if arguments.json:
         arguments.json.write_text(text + "\n")

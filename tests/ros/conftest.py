@@ -49,7 +49,7 @@ class NodeProcess:
     def is_running(self) -> bool:
         return self._popen.poll() is None
 
-    def wait_for(self, text: str, timeout_s: float = 20.0) -> str:
+    def wait_for(self, text: str, timeout_s: float = 60.0) -> str:
         """Wait until the output contains `text`; return the output so far."""
         end = time.monotonic() + timeout_s
         while True:
@@ -62,7 +62,7 @@ class NodeProcess:
                 pytest.fail(f"{self.command} {state} and did not say {text!r}:\n{output}")
             time.sleep(0.02)
 
-    def wait(self, timeout_s: float = 20.0) -> int:
+    def wait(self, timeout_s: float = 60.0) -> int:
         """Wait until the process ends by itself; return its exit status."""
         return self._popen.wait(timeout_s)
 

@@ -54,8 +54,14 @@ def block() -> None:
     ctypes.CDLL(None).sleep(100_000)
 
 
-def pause() -> None:
-    time.sleep(0.05)
+def hold() -> None:
+    """Begin to answer, then make no progress until nobody wants the answer any more."""
+    _served["runs"] += 1
+    end_s = time.monotonic() + 60.0
+    while _served["runs"] > RUNS_BEFORE_HOLDING and time.monotonic() < end_s:
+        if _served["unwanted"]():
+            return
+        time.sleep(0.01)
 
 
 FIRST_RUN, EVERY_RUN, PREPROCESS = "first run", "every run", "preprocess"
@@ -64,10 +70,14 @@ FAULTS: dict[str, tuple[Callable[[], None], str]] = {
     "fault: memory error": (memory_error, FIRST_RUN),
     "fault: backend": (backend_failure, FIRST_RUN),
     "fault: blocks": (block, FIRST_RUN),
-    "slowly": (pause, EVERY_RUN),
+    "endlessly": (hold, EVERY_RUN),
     "fault: programming": (programming_error, PREPROCESS),
 }
+ENDLESS = "describe the scene endlessly."
+# Vision, text, projection and prefill; the first tokens are out by then.
+RUNS_BEFORE_HOLDING = 6
 _armed: list[tuple[Callable[[], None], str]] = []
+_served: dict[str, Any] = {}
 
 
 def arm(text: str) -> None:
@@ -103,10 +113,11 @@ def inject() -> None:
     Preprocessor.__call__ = before((PREPROCESS,), Preprocessor.__call__)
     serve = Answerer.serve
 
-    def serve_armed(self: Answerer, question: Any, *args: Any) -> Any:
+    def serve_armed(self: Answerer, question: Any, stopping: Callable[[], bool]) -> Any:
         arm(question.query.text)
+        _served.update(runs=0, unwanted=lambda: stopping() or question.unwanted())
         try:
-            return serve(self, question, *args)
+            return serve(self, question, stopping)
         finally:
             _armed.clear()
 

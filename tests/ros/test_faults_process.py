@@ -12,12 +12,12 @@ import pytest
 pytest.importorskip("edge_atp_msgs", reason="needs the built workspace: scripts/with_ros")
 
 from builtin_interfaces.msg import Time
-from edge_atp_msgs.msg import Answer
+from edge_atp_msgs.msg import Answer, Query
 from edge_atp_ros import runner as runner_module
 from edge_atp_ros.giving_up import EXIT_STUCK
 from edge_atp_ros.runner import Runner
 from edge_atp_ros.system import Process
-from faulty_node import command
+from faulty_node import ENDLESS, command
 from lifecycle_msgs.msg import Transition
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image
@@ -26,7 +26,6 @@ from vlm_client import VlmClient, assert_answers, make_image, pattern, start_vlm
 from edge_atp.runtime.find_model import find_model
 
 COMPLETE = {Answer.STATUS_FINAL, Answer.STATUS_TRUNCATED}
-SLOW = "describe the scene slowly."  # 50 ms a graph run: see faulty_node
 
 
 @pytest.fixture
@@ -67,8 +66,9 @@ def test_engine_files_removed_while_running_do_no_harm_until_they_are_needed(
 
 def test_a_stuck_engine_is_answered_for_reported_and_started_again(client, tmp_path, monkeypatch):
     """A native call that never returns: one answer each, ERROR in /diagnostics, respawn."""
-    line = command("stuck_after:=1.0")
+    line = command("stuck_after:=4.0")
     monkeypatch.setattr(runner_module, "command_line", lambda _process: line)
+    monkeypatch.setattr(runner_module, "RESPAWN_DELAY_S", 0.1)
     with Runner([Process(executable="vlm_node", name="vlm_node", respawn=True)], tmp_path) as run:
         client.wait_until_active()
         client.images.publish(make_image(pattern()))
@@ -115,11 +115,12 @@ def assert_serves_again() -> None:
 
 def test_a_node_killed_in_the_middle_of_an_answer_comes_back(client, tmp_path, monkeypatch):
     monkeypatch.setattr(runner_module, "command_line", lambda _process: command())
+    monkeypatch.setattr(runner_module, "RESPAWN_DELAY_S", 0.1)
     with Runner([Process(executable="vlm_node", name="vlm_node", respawn=True)], tmp_path) as run:
         client.wait_until_active()
         partials = client.listen(Answer, "/vlm_node/answer_partial")
         client.images.publish(make_image(pattern()))
-        client.send(SLOW, query_id="killed")
+        client.send(ENDLESS, query_id="killed")
         client.wait(lambda: partials, "the answer has begun")
         os.kill(run.pid("vlm_node"), signal.SIGKILL)
         client.wait(lambda: run.log("vlm_node").count("active: cameras") == 2, "active again")
@@ -135,7 +136,7 @@ def test_terminated_in_the_middle_of_an_answer_every_question_is_answered(client
     client.wait_until_active()
     partials = client.listen(Answer, "/vlm_node/answer_partial")
     client.images.publish(make_image(pattern()))
-    ids = [client.send(SLOW) for _ in range(5)]
+    ids = [client.send(ENDLESS) for _ in range(5)]
     client.wait(lambda: partials, "the first answer has begun")
     process.signal_group(signal.SIGTERM)
     answers = [client.answer_to(query_id) for query_id in ids]
@@ -145,6 +146,35 @@ def test_terminated_in_the_middle_of_an_answer_every_question_is_answered(client
     assert answers[0].text, "what was generated so far"
     assert len(client.answers) == len(ids)
     assert "Traceback" not in process.output()
+
+
+def test_of_more_questions_than_arrive_in_time_each_is_answered_or_counted(client, start_process):
+    """A node that is suspended, as by a debugger or a far too busy machine."""
+    process = start_vlm_node(start_process)
+    client.wait_until_active()
+    hasty = client.node.create_publisher(Query, "/vlm_node/query", 50)  # remembers 50
+    client.wait(hasty.get_subscription_count, "matched")
+    image = make_image(pattern())
+    client.ask_about(image)
+    time.sleep(0.5)
+    process.signal_group(signal.SIGSTOP)
+    asked = {f"flood-{number}" for number in range(1500)}
+    for query_id in sorted(asked):
+        hasty.publish(Query(query_id=query_id, text="what is there?" + " " * 300))
+    process.signal_group(signal.SIGCONT)
+
+    def lost() -> int:
+        return int(client.diagnostic("/vlm_node", "questions_lost"))
+
+    client.wait(lambda: lost() + num_answered(client, asked) >= len(asked), "all accounted for")
+    assert 0 < lost() < len(asked)
+    assert lost() + num_answered(client, asked) == len(asked)
+    assert len(client.answers) == 1 + num_answered(client, asked), "none twice"
+    assert_answers(client, client.ask_about(image), image)
+
+
+def num_answered(client: VlmClient, asked: set[str]) -> int:
+    return len(asked & {answer.query_id for answer in client.answers})
 
 
 def test_two_nodes_of_one_name_warn_of_each_other(client, start_process):

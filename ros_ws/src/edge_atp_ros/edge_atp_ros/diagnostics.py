@@ -123,6 +123,7 @@ def node_status(name: str, report: Report, namesakes: int) -> DiagnosticStatus:
         "method": report.method,
         "questions_waiting": report.waiting,
         "queue_size": report.queue_size,
+        "questions_lost": health.lost,
         "answers_per_s": f"{health.answers_per_s:.2f}",
     }
     for code, text_of in STATUS_NAMES.items():

@@ -34,6 +34,7 @@ class HealthReport:
         first.
     window: complete answers the percentiles cover.
     engine_failures: answers of the last 10 s that report a failure of the inference engine.
+    lost: questions that the middleware reports lost before they arrived.
     fault: why the node cannot go on, "" if it can.
     """
 
@@ -43,6 +44,7 @@ class HealthReport:
     latency_s: Mapping[str, tuple[float, ...]]
     window: int
     engine_failures: int
+    lost: int
     fault: str
 
 
@@ -56,6 +58,7 @@ class Health:
         self._latencies: deque[tuple[float, ...]] = deque(maxlen=_WINDOW)
         self._answered_s: deque[float] = deque()
         self._failed_s: deque[float] = deque(maxlen=_WINDOW)
+        self._lost = 0
         self._fault = ""
 
     def answered(self, message: Answer) -> None:
@@ -71,6 +74,11 @@ class Health:
                 self._failed_s.append(now_s)
             if message.status in _COMPLETE:
                 self._latencies.append(tuple(getattr(message.latency, s) for s in STAGES))
+
+    def lost(self, count: int) -> None:
+        """Count questions that never arrived."""
+        with self._lock:
+            self._lost += count
 
     def fail(self, reason: str) -> None:
         """The node cannot go on; the first reason stays."""
@@ -90,6 +98,7 @@ class Health:
                 latency_s=_percentiles(latencies),
                 window=len(latencies),
                 engine_failures=sum(now_s - at < _RATE_WINDOW_S for at in self._failed_s),
+                lost=self._lost,
                 fault=self._fault,
             )
 

@@ -14,16 +14,13 @@ import gc
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
 
 from edge_atp_msgs.msg import Query as QueryMessage
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import JumpThreshold, TimeJump
 from rclpy.duration import Duration
-from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
 from rclpy.subscription import Subscription
 from std_msgs.msg import String
@@ -38,6 +35,7 @@ from edge_atp_ros.giving_up import give_up
 from edge_atp_ros.health import Health
 from edge_atp_ros.host import return_free_memory
 from edge_atp_ros.lifecycle_guard import refuse_invalid_transitions
+from edge_atp_ros.listening import listen
 from edge_atp_ros.model_info import manifest_sha256, model_info
 from edge_atp_ros.process import StartError
 from edge_atp_ros.publishers import Outputs
@@ -51,9 +49,6 @@ from edge_atp_ros.watchdog import Watchdog
 from edge_atp_ros.worker import Worker
 
 NODE_NAME = "vlm_node"
-# Reliable, and nothing that has arrived is overwritten by what arrives later (DDS holds 5000); a
-# question the sender itself had to drop, because the node was too busy for too long, is counted.
-_QUERY_QOS = QoSProfile(history=HistoryPolicy.KEEP_ALL, reliability=ReliabilityPolicy.RELIABLE)
 # Backwards by a nanosecond or more, or to another clock.
 _SET_BACK = JumpThreshold(
     min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=True
@@ -248,8 +243,8 @@ class VlmNode(LifecycleNode):
         # handles the image first, and the question is answered about it.
         self._cameras.subscribe(self, worker.frame_arrived)
         self._questions = [
-            self._listen(QueryMessage, "~/query", self._on_query),
-            self._listen(String, "~/query_text", self._on_text),
+            listen(self, QueryMessage, "~/query", self._on_query, self._on_lost),
+            listen(self, String, "~/query_text", self._on_text, self._on_lost),
         ]
         node = self._settings.node
         cameras = ", ".join(
@@ -289,16 +284,10 @@ class VlmNode(LifecycleNode):
 
     # Questions -------------------------------------------------------------------------------
 
-    def _listen(self, kind: type, topic: str, take: Callable[[bytes], None]) -> Subscription:
-        events = SubscriptionEventCallbacks(message_lost=self._on_lost)
-        return self.create_subscription(
-            kind, topic, take, _QUERY_QOS, raw=True, event_callbacks=events
-        )
-
-    def _on_lost(self, event: Any) -> None:
-        self._health.lost(event.total_count_change)
+    def _on_lost(self, count: int) -> None:
+        self._health.lost(count)
         self.get_logger().warning(
-            f"{event.total_count_change} questions were lost before they arrived: they come faster"
+            f"{count} questions were lost before they arrived: they come faster"
             " than the node can refuse them",
             throttle_duration_sec=1.0,
         )
