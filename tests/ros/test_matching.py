@@ -51,4 +51,6 @@ def test_of_two_cameras_the_newest_pair_there_is_is_found(left, right, tolerance
     choice = match([left, right], tolerance)
     assert (choice is not None) == bool(pairs)
     if choice is not None:
-        assert min(left[choice[0]], right[choice[1]]) == max(min(pair) for pair in pairs)
+        lagging = 0 if max(left) <= max(right) else 1
+        chosen = (left[choice[0]], right[choice[1]])
+        assert chosen[lagging] == max(pair[lagging] for pair in pairs)

@@ -153,12 +153,6 @@ class Worker:
                 self._cancel_running(query_id)
             return following
 
-    def release_all(self) -> None:
-        """Remove every standing question."""
-        with self._changed:
-            for query_id in self._scheduler.standing:
-                self._scheduler.release(query_id)
-
     def skips(self) -> dict[str, Skips]:
         """What became of the frames of each standing question."""
         with self._changed:
