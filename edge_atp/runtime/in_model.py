@@ -37,7 +37,8 @@ def in_model_methods() -> tuple[str, ...]:
 
 
 def require_graphs(pruner: InModelPruner, manifest: Manifest) -> None:
-    """
+    """Refuse a directory that is not in the pieces ``pruner`` cuts between.
+
     Raises:
         ConfigError: the model directory lacks the graphs ``pruner`` cuts between; says how to
             export them.

@@ -172,7 +172,8 @@ class BlockDecoder:
         return hidden
 
     def check(self, rule: CutRule) -> None:
-        """
+        """Refuse a rule that does not fit this decoder.
+
         Raises:
             ConfigError: the rule looks where this export has no block boundary, or the model's
                 attention does not see the whole sequence.

@@ -17,6 +17,8 @@ from edge_atp.runtime.sessions.base import Arrays, Session
 
 # Told "vision_encode" when graphs have run and "prune" when a cut was decided.
 OnLap = Callable[[str], object]
+# Stands for what a rule does not read.
+_NOTHING = np.zeros((0, 0), np.float32)
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ class GroupedEncoder:
         self.bounds = [(first, min(first + size, count)) for first in range(0, count, size)]
 
     def check(self, rule: EncoderRule) -> None:
-        """
+        """Refuse a rule that cuts where no group ends.
+
         Raises:
             ConfigError: the rule cuts at a layer that is not the last of a group.
         """
@@ -100,9 +103,8 @@ class GroupedEncoder:
             self.check(rule)
         lap = on_lap or (lambda _stage: None)
         reads = rule.reads if rule else ()
-        nothing = np.zeros((0, 0), np.float32)
         count = self._vision.num_patches
-        tokens = PatchTokens(nothing, np.arange(count), np.ones(count + 1, np.float32))
+        tokens = PatchTokens(_NOTHING, np.arange(count), np.ones(count + 1, np.float32))
         cuts: dict[int, NDArray[np.int64]] = {}
         inputs: Arrays = {"pixel_values": pixel_values.astype(np.float32, copy=False)}
         for number, (first, end) in enumerate(self.bounds):
@@ -110,9 +112,7 @@ class GroupedEncoder:
             tokens = replace(tokens, states=out["next_attended"][0])
             lap("vision_encode")
             if rule:
-                seen = {name: out.get(name, nothing) for name in ("attention", "keys", "values")}
-                view = GroupView(first, end - 1, **seen)
-                tokens = rule.cut(view, tokens)
+                tokens = rule.cut(_view(first, end - 1, out), tokens)
                 if end - 1 in rule.cut_layers:
                     cuts[end - 1] = tokens.place
                 lap("prune")
@@ -167,3 +167,8 @@ class GroupedEncoder:
             return np.zeros(len(tokens.states), np.float32)
         bias: Float = log_sizes(tokens.sizes)
         return bias
+
+
+def _view(first: int, top: int, out: Arrays) -> GroupView:
+    seen = (out.get(name, _NOTHING) for name in ("attention", "keys", "values"))
+    return GroupView(first, top, *seen)
