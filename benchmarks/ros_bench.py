@@ -30,7 +30,7 @@ from rclpy.node import Node
 from sensor_msgs.msg import Image
 
 NODE = "/vlm_node"
-_PATIENCE_S = 60.0
+_PATIENCE_S = 240.0
 
 
 class VlmProcess:

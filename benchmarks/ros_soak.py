@@ -289,7 +289,7 @@ def _soak(
             time.sleep(max(0.0, due_s - time.perf_counter()))
         asked_hz = questions / (time.perf_counter() - begun_s)
         try:
-            wait_until(lambda: not clients.unanswered(), "the last answers", 120.0)
+            wait_until(lambda: not clients.unanswered(), "the last answers", 420.0)
             late = []
         except RuntimeError:
             late = [f"{query_id}: no answer" for query_id in clients.unanswered()]

@@ -21,7 +21,7 @@ def test_of_far_too_many_questions_each_gets_one_answer_of_its_own():
 
 def test_transitions_give_back_what_they_took():
     """A model that stays takes more than its 15 MB a cycle; what glibc keeps levels off at 2."""
-    course = ros_lifecycle.run(cycles=10)
+    course = ros_lifecycle.run(cycles=6)
 
     assert course.slope_mb() < 8.0
     threads, files = course.spread()
