@@ -23,7 +23,7 @@ from vlm_client import VlmClient
 SHARE = Path(__file__).resolve().parents[2] / "launch"
 LATCHED = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 ORDER = "move the purple box to the middle shelf"  # of seed 3
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0  # a machine that runs much else beside
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,7 +54,7 @@ def test_an_order_is_carried_out_and_judged_by_the_truth(start_process, tmp_path
 
 def test_an_interrupt_ends_every_process(start_process, tmp_path):
     process = start_process([sys.executable, "-m", "sim.run", "--out", str(tmp_path)])
-    process.wait_for("begun: ", 60.0)
+    process.wait_for("begun: ", PATIENCE_S)
     process.signal_group(signal.SIGINT)
     assert process.wait(timeout_s=20) == 130
     assert "Traceback" not in process.output()
