@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from edge_atp.errors import ConfigError, ShapeError
 from edge_atp.pruning.base import Pruner, as_indices, kept_from_order
 from edge_atp.pruning.ops import on_host
-from edge_atp.pruning.similarity import cosine_cross, cosine_matrix_below
+from edge_atp.pruning.scratch import scratch
+from edge_atp.pruning.similarity import cosine_cross, scratch_cosines
 from edge_atp.types import Array, Selection, VisualSignals
 
 # Rows updated at once: a block of 576 columns stays in the second-level cache, and its memory is
@@ -40,7 +41,8 @@ def coverage_order(coverage: Array, num_kept: int) -> list[int]:
 def _cover(left: NDArray[Any], num_kept: int) -> list[int]:
     """``coverage_order`` in the coverage's own memory: what each column still adds to each row."""
     gains = left.sum(axis=0, dtype=np.float64)
-    gathered, lost = (np.empty((ROW_BLOCK, left.shape[1]), left.dtype) for _ in range(2))
+    block_shape = (ROW_BLOCK, left.shape[1])
+    gathered, lost = (scratch(name, block_shape, left.dtype) for name in ("gathered", "lost"))
     order: list[int] = []
     while True:
         chosen = int(gains.argmax())
@@ -105,7 +107,7 @@ class Method(Pruner):
             )
         num_text, num = text.shape[0], features.shape[0]
         # In one array from the start: a second N x N one costs as much as the arithmetic on it.
-        coverage = cosine_matrix_below(num_text, features)
+        coverage, _ = scratch_cosines(features, rows_above=num_text)
         text_rows = on_host(cosine_cross(text, visual))
         _soften(text_rows, self.text_temperature, 1.0 / num_text)
         coverage[:num_text] = text_rows

@@ -16,8 +16,8 @@ from edge_atp.pruning.similarity import (
     FLOAT64_WORK,
     inverse_norms,
     lowest_twin,
-    matrix_and_twins,
     matrix_work,
+    scratch_cosines,
 )
 from edge_atp.types import Array
 
@@ -94,6 +94,8 @@ def cosine_rows(vectors: Array, num_rows: int) -> Rows:
     Args:
         vectors: any float dtype; on a device the matrix is computed there and fetched.
         num_rows: how many rows will be asked for.
+    Returns:
+        Rows that are valid until this thread asks for others.
     """
     num, width = vectors.shape
     few = num_rows <= num * LAZY_SHARE and matrix_work(num, width) > FLOAT64_WORK
@@ -101,7 +103,7 @@ def cosine_rows(vectors: Array, num_rows: int) -> Rows:
         hosted = on_host(vectors)
         if hosted.dtype != np.float64:
             return LazyCosineRows(as_float32(hosted))
-    return MatrixRows(*matrix_and_twins(vectors))
+    return MatrixRows(*scratch_cosines(vectors))
 
 
 def as_rows(similarity: Rows | Array) -> Rows:

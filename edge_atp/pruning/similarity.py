@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edge_atp.errors import ShapeError
 from edge_atp.pruning.ops import as_float32, lies_on_host, on_host
+from edge_atp.pruning.scratch import scratch
 from edge_atp.types import Array
 
 # Multiply-adds up to which a matrix is computed in float64 (1 ms of one core). Above, float32
@@ -85,23 +86,38 @@ def matrix_and_twins(vectors: Array) -> tuple[Array, Array | None]:
     return _to_cosines(vectors @ vectors.T, vectors)
 
 
-def cosine_matrix_below(num_rows: int, vectors: Array) -> NDArray[Any]:
-    """(num_rows + N, N) on the host: rows left for the caller, then the ``cosine_matrix``.
+def scratch_cosines(
+    vectors: Array, rows_above: int = 0, dtype: Any = None
+) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
+    """The ``cosine_matrix`` on the host, in memory that the thread's next call uses again.
 
-    For methods that put other rows above it; joining them later would copy the matrix.
+    Args:
+        vectors: (N, D); on a device, the matrix is computed there and fetched.
+        rows_above: rows left for the caller before the matrix, (rows_above + N, N) in all:
+            joining them later would copy it.
+        dtype: np.float64 for a matrix in float64 whatever its size.
+    Returns:
+        The matrix, and the ``lowest_twin`` of the vectors.
     """
     num, width = vectors.shape
     if not lies_on_host(vectors):
-        matrix = on_host(cosine_matrix(vectors))
-        return np.concatenate([np.empty((num_rows, num), matrix.dtype), matrix])
-    vectors = on_host(vectors)
-    vectors = vectors.astype(working_dtype(matrix_work(num, width), vectors), copy=False)
-    joined = np.empty((num_rows + num, num), vectors.dtype)
-    matrix = joined[num_rows:]
-    cosines, _ = _to_cosines(np.matmul(vectors, vectors.T, out=matrix), vectors)
+        if dtype is not None:
+            vectors = array_namespace(vectors).astype(vectors, array_namespace(vectors).float64)
+        matrix, twins = matrix_and_twins(vectors)
+        above = np.empty((rows_above, num), on_host(matrix).dtype)
+        joined = np.concatenate([above, on_host(matrix)])
+        return joined, None if twins is None else on_host(twins)
+    hosted = on_host(vectors)
+    wanted = dtype or working_dtype(matrix_work(num, width), hosted)
+    if hosted.dtype != wanted:
+        hosted, source = scratch("vectors", hosted.shape, wanted), hosted
+        hosted[:] = source
+    joined = scratch("cosines", (rows_above + num, num), hosted.dtype)
+    matrix = joined[rows_above:]
+    cosines, twins = _to_cosines(np.matmul(hosted, hosted.T, out=matrix), hosted)
     if cosines is not matrix:
         matrix[:] = cosines
-    return joined
+    return joined, twins
 
 
 def _to_cosines(matrix: Array, vectors: Array) -> tuple[Array, Array | None]:

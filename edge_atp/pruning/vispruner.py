@@ -12,11 +12,16 @@ from numpy.typing import NDArray
 from edge_atp.errors import ConfigError
 from edge_atp.pruning.base import Pruner, as_indices, kept_from_order
 from edge_atp.pruning.ops import head_mean, on_host, top_k
-from edge_atp.pruning.similarity import cosine_matrix
+from edge_atp.pruning.scratch import scratch
+from edge_atp.pruning.similarity import matrix_work, scratch_cosines
 from edge_atp.types import Array, Selection, VisualSignals
 
 # Tokens dropped in one round of matching, as published.
 DROPPED_PER_ROUND = 8
+
+# Multiply-adds up to which a float64 matrix costs less than settling a float32 one (576 tokens, 404
+# wide).
+DOUBLE_WORK = 1 << 26
 
 
 def uncertainty(cosine: NDArray[Any]) -> NDArray[Any]:
@@ -100,7 +105,8 @@ def drop_redundant(
         dropped = min(DROPPED_PER_ROUND, len(alive) - num_kept, len(even))
         # Symmetric: the best b of every token at once, from whole rows of b, is twice as fast as
         # gathering the a x b block.
-        best = similarity[odd].max(axis=0)[even]
+        rows = scratch("gathered", (len(odd), similarity.shape[1]), similarity.dtype)
+        best = np.take(similarity, odd, axis=0, out=rows, mode="clip").max(axis=0)[even]
         ranking = np.argsort(-best, kind="stable")
         if settling is not None:
             unsure = ranking[_close(best[ranking])]
@@ -148,10 +154,13 @@ class Method(Pruner):
 
 def _diverse(features: Array, tokens: NDArray[np.int64], num_kept: int) -> NDArray[np.int64]:
     """The ``num_kept`` of the (R,) tokens that the matching leaves; features (N, D)."""
-    similarity = on_host(cosine_matrix(features))
+    double = np.float64 if matrix_work(*features.shape) <= DOUBLE_WORK else None
+    similarity, _ = scratch_cosines(features, dtype=double)
     if similarity.dtype == np.float64:
         # Rounded, so that rounding in the last bits of equal cosines cannot rank them.
-        return drop_redundant(similarity.astype(np.float32), num_kept, tokens)
+        rounded = scratch("rounded", similarity.shape, np.float32)
+        rounded[:] = similarity
+        return drop_redundant(rounded, num_kept, tokens)
     return drop_redundant(similarity, num_kept, tokens, Settling(on_host(features), similarity))
 
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pruning_cases import make_signals
 
@@ -100,6 +100,7 @@ def test_bad_options_name_the_choices(options: dict, message: str) -> None:
         load("atp", **options)
 
 
+@settings(deadline=None)
 @given(scale=st.floats(0.01, 100.0), shift=st.floats(-10.0, 10.0), alpha=st.floats(0.0, 1.0))
 def test_fusion_ignores_scale_and_offset(scale: float, shift: float, alpha: float) -> None:
     rng = np.random.default_rng(1)

@@ -8,7 +8,8 @@ from pruning_cases import make_signals, to_torch
 
 from edge_atp.pruning import load
 from edge_atp.pruning.rows import LazyCosineRows, MatrixRows, as_rows, cosine_rows
-from edge_atp.pruning.similarity import cosine_matrix, cosine_matrix_below
+from edge_atp.pruning.scratch import MAX_BYTES, scratch
+from edge_atp.pruning.similarity import cosine_matrix, scratch_cosines
 
 RNG = np.random.default_rng(0)
 WIDE = RNG.standard_normal((300, 1024)).astype(np.float32)
@@ -48,7 +49,25 @@ def test_equal_vectors_have_equal_bits() -> None:
 def test_the_matrix_below_other_rows(width: int) -> None:
     vectors = WIDE[:, :width].copy()
     vectors[9] = vectors[4]
-    np.testing.assert_array_equal(cosine_matrix_below(3, vectors)[3:], cosine_matrix(vectors))
+    joined, twins = scratch_cosines(vectors, rows_above=3)
+    np.testing.assert_array_equal(joined[3:], cosine_matrix(vectors))
+    assert twins is not None
+    assert twins[9] == 4
+    exact, _ = scratch_cosines(vectors, dtype=np.float64)
+    np.testing.assert_allclose(exact, cosine_matrix(vectors), atol=1e-6)
+
+
+def test_scratch_memory_is_used_again_and_never_shared_with_a_result() -> None:
+    first = scratch("test", (4, 5), np.float32)
+    assert np.shares_memory(first, scratch("test", (3, 2), np.float64))
+    assert not np.shares_memory(first, scratch("other", (4, 5), np.float32))
+    large = (MAX_BYTES // 4 + 1,)
+    assert not np.shares_memory(scratch("test", large, np.float32), scratch("test", large, "f4"))
+    for method in ("divprune", "mmtok", "vispruner", "cdpruner", "trimtokenator"):
+        before = load(method).select(make_signals(seed=1), 9)
+        kept = before.order.tolist()
+        load(method).select(make_signals(seed=2), 9)
+        assert before.order.tolist() == kept
 
 
 @pytest.mark.parametrize("method", ["trimtokenator", "cdpruner"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_atp.errors import ConfigError
@@ -32,6 +32,7 @@ def test_constant_ratio_by_hand() -> None:
     assert constant_ratio((3, 6, 9, 12), 120, 64).counts == (103, 88, 75, 64)
 
 
+@settings(deadline=None)
 @given(num=st.integers(1, 3000), share=st.floats(0.0, 1.0), groups=st.integers(1, 12))
 def test_constant_ratio_ends_at_the_budget(num: int, share: float, groups: int) -> None:
     kept = max(1, round(share * num))

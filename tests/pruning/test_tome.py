@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_atp.errors import ConfigError
@@ -94,6 +94,7 @@ def test_nothing_to_merge() -> None:
     assert assign(np.arange(5), matching).tolist() == [0, 1, 2, 3, 4]
 
 
+@settings(deadline=None)
 @given(num=st.integers(1, 600), requested=st.integers(0, 600))
 def test_at_most_half_merge(num: int, requested: int) -> None:
     count = merge_count(num, requested)
