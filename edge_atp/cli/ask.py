@@ -20,12 +20,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 
-from edge_atp import pruning
+from edge_atp.cli.arguments import add_json, add_longest, add_method, add_model
 from edge_atp.config import PipelineConfig
 from edge_atp.errors import ImageError, InvalidQueryError
 from edge_atp.mask import overlay
 from edge_atp.pipeline import Pipeline
-from edge_atp.runtime.in_model import in_model_methods
 from edge_atp.types import Answer, Frame, Policy, PruneSpec, Query
 
 # Stages in the order they run; they add up to the total.
@@ -57,18 +56,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="QUESTION",
         help="ask on about the same images, in one conversation; may be repeated",
     )
-    parser.add_argument("--model", default="warehouse_tiny", help="model directory or shipped name")
+    add_model(parser)
+    _add_pruning(parser)
+    add_longest(parser, PipelineConfig.max_new_tokens)
     parser.add_argument(
-        "--engine", default="auto", help="backend: auto, ort (ort-cpu, ort-cuda) or trt"
+        "--overlay", type=Path, metavar="FILE", help="write the kept patches as a picture"
     )
-    parser.add_argument(
-        "--method",
-        default="",
-        metavar="NAME",
-        help=f"pruning method: {', '.join(pruning.available('post_encoder'))}; on a directory"
-        f" exported in pieces also {', '.join(in_model_methods())};"
-        " default: the model's",
-    )
+    add_json(parser)
+
+
+def _add_pruning(parser: argparse.ArgumentParser) -> None:
+    add_method(parser)
     parser.add_argument(
         "--keep-ratio", type=float, metavar="R", help="share of visual tokens kept, (0, 1]"
     )
@@ -86,11 +84,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--alpha", type=float, metavar="A", help="weight of the question against saliency, [0, 1]"
     )
-    parser.add_argument("--max-new-tokens", type=int, default=0, help="longest answer, tokens")
-    parser.add_argument(
-        "--overlay", type=Path, metavar="FILE", help="write the kept patches as a picture"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -107,7 +100,14 @@ def run(args: argparse.Namespace) -> int:
         prune=_prune_spec(args),
         conversation_id="ask" if args.then else "",
     )
-    pipeline = Pipeline.load(PipelineConfig(model=args.model, engine=args.engine))
+    pipeline = Pipeline.load(
+        PipelineConfig(
+            model=args.model,
+            engine=args.engine,
+            num_threads=args.threads,
+            calibration=args.calibration,
+        )
+    )
     try:
         engine = f"{pipeline.engine.backend} ({pipeline.engine.backend_reason})"
         for number, text in enumerate([args.question, *args.then]):

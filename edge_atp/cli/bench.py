@@ -25,8 +25,8 @@ import argparse
 from pathlib import Path
 
 from edge_atp.bench.questions import BUILT_IN, DEFAULT_TOKENS, KINDS, Question, read_questions
+from edge_atp.cli.arguments import MODEL_HELP, add_backend, parse_integers, parse_names
 from edge_atp.cli.console import table_console
-from edge_atp.cli.evaluate import parse_integers
 from edge_atp.config import PipelineConfig
 from edge_atp.errors import ConfigError
 
@@ -36,9 +36,8 @@ _INTERRUPTED = 130
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``edge-atp bench``."""
-    parser.add_argument("model", help="model directory, or the name of a shipped model")
-    parser.add_argument("--engine", default="auto", help="backend: auto, ort or trt")
-    parser.add_argument("--threads", type=int, default=0, help="threads; 0: the backend decides")
+    parser.add_argument("model", help=MODEL_HELP)
+    add_backend(parser)
     parser.add_argument(
         "--methods",
         default="",
@@ -177,7 +176,7 @@ def _project(args: argparse.Namespace) -> int:
 
     project(
         _config(args).model,
-        args.project.split(","),
+        parse_names(args.project, "--project"),
         table_console(),
         methods=_methods(args.methods),
         keeps=_keeps(args.keep),
@@ -196,10 +195,7 @@ def _config(args: argparse.Namespace) -> PipelineConfig:
 
 
 def _methods(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(",")) if text else ()
-    if "" in names:
-        raise ConfigError(f"--methods is {text!r}; give names separated by commas")
-    return names
+    return parse_names(text, "--methods") if text else ()
 
 
 def _keeps(text: str) -> tuple[int, ...]:

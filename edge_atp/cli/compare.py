@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from edge_atp.cli.arguments import add_model, add_seed, parse_integers, parse_names
 from edge_atp.cli.ask import read_image
 from edge_atp.cli.console import table_console
-from edge_atp.cli.evaluate import parse_integers
 from edge_atp.config import PipelineConfig
 from edge_atp.evaluation.arms import plan_arms
 from edge_atp.evaluation.comparison import Cell, compare, write_sheet
@@ -33,8 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``edge-atp compare``."""
     parser.add_argument("image", type=Path, help="image file (JPEG, PNG, ...)")
     parser.add_argument("question", help="what to ask about it")
-    parser.add_argument("--model", default="warehouse_tiny", help="model directory or shipped name")
-    parser.add_argument("--engine", default="auto", help="backend: auto, ort or trt")
+    add_model(parser)
     parser.add_argument(
         "--methods", default="all", metavar="A,B", help="default: all that the model can run"
     )
@@ -44,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("compare.png"), metavar="FILE", help="picture to write"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of random methods")
+    add_seed(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,14 +51,18 @@ def run(args: argparse.Namespace) -> int:
     console = table_console()
     frame = Frame(read_image(args.image), frame_id=args.image.name)
     keeps = parse_integers(args.keep, "--keep")
-    pipeline = Pipeline.load(PipelineConfig(model=args.model, engine=args.engine, seed=args.seed))
+    pipeline = Pipeline.load(
+        PipelineConfig(
+            model=args.model, engine=args.engine, num_threads=args.threads, seed=args.seed
+        )
+    )
     try:
         if args.methods == "all":
             methods, refused = probe_methods(pipeline)
             for method, reason in refused.items():
                 console.print(f"[dim]left out {method}: {escape(reason)}[/dim]")
         else:
-            methods = tuple(args.methods.split(","))
+            methods = parse_names(args.methods, "--methods")
         # Refuses what cannot be asked.
         plan_arms(methods, keeps, pipeline.grid.num_patches, pipeline.manifest)
         dense, rows = compare(pipeline, frame, args.question, methods, keeps)

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from edge_atp.cli.arguments import add_json
 from edge_atp.cli.console import table_console
 from edge_atp.replay.comparison import Comparison, Tolerance, compare
 from edge_atp.replay.interfaces import load_typestore
@@ -55,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit", type=int, default=50, metavar="N", help="rows printed (default %(default)s)"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

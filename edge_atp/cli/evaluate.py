@@ -17,6 +17,13 @@ import argparse
 from pathlib import Path
 
 from edge_atp import pruning
+from edge_atp.cli.arguments import (
+    add_longest,
+    add_model,
+    add_seed,
+    parse_integers,
+    parse_names,
+)
 from edge_atp.cli.console import table_console
 from edge_atp.config import PipelineConfig
 from edge_atp.errors import ConfigError
@@ -29,8 +36,7 @@ _DEFAULT_KEEP = "256,192,128,96,64,48,32,16"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``edge-atp evaluate``."""
     parser.add_argument("dataset", type=Path, help="folder of a labelled data set")
-    parser.add_argument("--model", default="warehouse_tiny", help="model directory or shipped name")
-    parser.add_argument("--engine", default="auto", help="backend: auto, ort or trt")
+    add_model(parser)
     parser.add_argument(
         "--methods",
         default=_DEFAULT_METHODS,
@@ -81,13 +87,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="--out of an earlier run on the same data set; adds paired differences to it",
     )
-    parser.add_argument("--processes", type=int, default=1, help="worker processes (default 1)")
-    parser.add_argument("--threads", type=int, default=0, help="backend threads per process")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="worker processes, several with one thread each unless --threads is given (default 1)",
+    )
     parser.add_argument(
         "--max-minutes", type=float, default=0.0, help="stop after this time; 0: no cap"
     )
-    parser.add_argument("--seed", type=int, default=0, help="random methods, noise, bootstrap")
-    parser.add_argument("--max-new-tokens", type=int, default=96, help="longest answer, tokens")
+    add_seed(parser, "random methods, noise and bootstrap")
+    add_longest(parser, 96)
     parser.add_argument("--no-plots", action="store_true", help="write JSON and tables only")
     parser.add_argument(
         "--sweep-defaults",
@@ -131,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
         limit=args.limit,
         long_limit=args.long_limit,
         robustness_keep=args.robustness_keep if args.robustness else 0,
-        robustness_methods=tuple(args.robustness_methods.split(",")),
+        robustness_methods=parse_names(args.robustness_methods, "--robustness-methods"),
         robustness_limit=args.robustness_limit,
         processes=args.processes,
         max_seconds=60.0 * args.max_minutes,
@@ -154,21 +165,5 @@ def _methods(text: str) -> tuple[str, ...]:
     """Names from "a,b"; the baselines that must be in every report come last. Empty: all."""
     if text == "all":
         return ()
-    names = [name.strip() for name in text.split(",")]
-    if "" in names:
-        raise ConfigError(f"--methods is {text!r}; give names separated by commas, or all")
+    names = parse_names(text, "--methods")
     return (*(name for name in names if name not in BASELINES), *BASELINES)
-
-
-def parse_integers(text: str, option: str) -> tuple[int, ...]:
-    """Whole numbers from "8,4".
-
-    Raises:
-        ConfigError: names the option.
-    """
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise ConfigError(
-            f"{option} is {text!r}; give whole numbers separated by commas"
-        ) from error

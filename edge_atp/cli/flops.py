@@ -21,6 +21,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from edge_atp.cli.arguments import add_json, parse_integers, parse_names
 from edge_atp.cli.console import table_console
 from edge_atp.errors import ConfigError
 from edge_atp.flops import CONVENTIONS, MODELS, ModelSpec, Row, from_config, named, table
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--new-tokens", type=int, default=16, help="tokens generated (default 16)")
     parser.add_argument("--convention", choices=CONVENTIONS, default="engine")
     parser.add_argument("--text-tower", type=Path, help="folder of the CLIP text tower")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     rows = table(
         model,
         keeps=_budgets(args.keep, model),
-        methods=args.methods.split(",") if args.methods else None,
+        methods=parse_names(args.methods, "--methods") if args.methods else None,
         text_tokens=args.text_tokens,
         new_tokens=args.new_tokens,
         convention=args.convention,
@@ -94,10 +95,7 @@ def _budgets(text: str, model: ModelSpec) -> list[int]:
     """Budgets as given, else a half, a quarter and an eighth of the model's tokens."""
     if not text:
         return [model.visual_tokens // part for part in (2, 4, 8)]
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ConfigError(f"--keep is {text!r}; give whole numbers separated by commas") from error
+    return list(parse_integers(text, "--keep"))
 
 
 def _print(model: ModelSpec, rows: list[Row], args: argparse.Namespace) -> None:

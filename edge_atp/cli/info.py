@@ -2,7 +2,7 @@
 
 examples:
   edge-atp info                       # the shipped default model
-  edge-atp info path/to/model --json
+  edge-atp info path/to/model --json     # the manifest
   edge-atp info path/to/model --verify   # does this machine compute the same model?
 """
 
@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from edge_atp.cli.arguments import DEFAULT_MODEL, MODEL_HELP, add_backend, add_json
 from edge_atp.pipeline import runnable_methods
 from edge_atp.runtime import golden
 from edge_atp.runtime.engine import Engine
@@ -25,16 +26,14 @@ from edge_atp.runtime.model_dir import ModelDirectory
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``edge-atp info``."""
-    parser.add_argument(
-        "model", nargs="?", default="warehouse_tiny", help="model directory or shipped name"
-    )
+    parser.add_argument("model", nargs="?", default=DEFAULT_MODEL, help=MODEL_HELP)
     parser.add_argument(
         "--verify",
         action="store_true",
         help="re-run the golden answers on this machine; exit code 1 where they differ",
     )
-    parser.add_argument("--engine", default="auto", help="backend for --verify: auto, ort or trt")
-    parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
+    add_backend(parser)
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,12 +43,12 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(asdict(directory.manifest), default=str, indent=2))
         return 0
     _print(directory)
-    return _verify(directory, args.engine) if args.verify else 0
+    return _verify(directory, args.engine, args.threads) if args.verify else 0
 
 
-def _verify(directory: ModelDirectory, backend: str) -> int:
+def _verify(directory: ModelDirectory, backend: str, num_threads: int) -> int:
     """Compare this machine's answers with those recorded at export."""
-    engine = Engine.load(directory, backend)
+    engine = Engine.load(directory, backend, num_threads=num_threads)
     report = golden.verify(engine)
     engine.close()
     verdict = "[green]passed[/green]" if report.passed else "[red]failed[/red]"

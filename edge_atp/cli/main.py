@@ -61,6 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EdgeAtpError as error:
         print(f"edge-atp {args.command}: {error}", file=sys.stderr)
         return _EXIT_ERROR
+    except OSError as error:
+        if error.filename is None:  # no file of the user's: a fault, with its traceback
+            raise
+        print(
+            f"edge-atp {args.command}: cannot use {error.filename}: {error.strerror}",
+            file=sys.stderr,
+        )
+        return _EXIT_ERROR
     except KeyboardInterrupt:
         return _EXIT_INTERRUPTED
     return status

@@ -1,7 +1,7 @@
 """Ask questions about every frame of a recorded bag, without ROS; the result is a bag again.
 
 examples:
-  edge-atp replay launch/bags/warehouse_cell --queries questions.yaml --out result.mcap
+  edge-atp replay drive.mcap --queries questions.yaml --out result.mcap
   edge-atp replay drive.mcap --queries q.yaml --out result.mcap --every 5 --report out/report
   edge-atp replay drive.mcap --queries q.yaml --out new.mcap && edge-atp diff old.mcap new.mcap
 
@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from edge_atp import pruning
+from edge_atp.cli.arguments import add_longest, add_method, add_model, add_seed
 from edge_atp.config import PipelineConfig
 from edge_atp.errors import ConfigError
 from edge_atp.pipeline import Pipeline
@@ -75,16 +75,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model and pruning, for questions that do not say otherwise")
-    group.add_argument("--model", default="warehouse_tiny", help="model directory or shipped name")
-    group.add_argument("--engine", default="auto", help="backend: auto, ort or trt")
-    group.add_argument(
-        "--method", default="", metavar="NAME", help=f"one of {', '.join(pruning.available())}"
-    )
+    add_model(group)
+    add_method(group)
     group.add_argument("--keep-ratio", type=float, default=-1.0, metavar="R", help="(0, 1]")
     group.add_argument("--alpha", type=float, default=-1.0, metavar="A", help="[0, 1]")
-    group.add_argument("--max-new-tokens", type=int, default=48, help="default %(default)s")
-    group.add_argument("--threads", type=int, default=0, help="CPU threads; 0: the backend decides")
-    group.add_argument("--seed", type=int, default=0, help="seed of random methods")
+    add_longest(group, PipelineConfig.max_new_tokens)
+    add_seed(group)
 
 
 def _add_output_arguments(parser: argparse.ArgumentParser) -> None:

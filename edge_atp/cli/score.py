@@ -20,6 +20,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from edge_atp.cli.arguments import add_json, add_longest, add_method, add_model
 from edge_atp.config import PipelineConfig
 from edge_atp.errors import ConfigError
 from edge_atp.evaluation.benchmarks.run import BENCHMARKS, answer_items, load, write_results
@@ -36,13 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--results", type=Path, required=True, help="results file")
     parser.add_argument("--images", type=Path, help="folder of images; answer them first")
-    parser.add_argument("--model", default="warehouse_tiny", help="model directory or shipped name")
-    parser.add_argument("--engine", default="auto", help="backend: auto, ort or trt")
-    parser.add_argument("--method", default="", metavar="NAME", help="pruning method")
+    add_model(parser)
+    add_method(parser)
     parser.add_argument("--keep-tokens", type=int, metavar="K", help="visual tokens kept")
-    parser.add_argument("--max-new-tokens", type=int, default=32, help="longest answer, tokens")
+    add_longest(parser, 32)
     parser.add_argument("--limit", type=int, metavar="N", help="answer the first N only")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -51,7 +51,12 @@ def run(args: argparse.Namespace) -> int:
     if args.images:
         items = benchmark.read_items(args.questions)[: args.limit]
         pipeline = Pipeline.load(
-            PipelineConfig(model=args.model, engine=args.engine, max_new_tokens=args.max_new_tokens)
+            PipelineConfig(
+                model=args.model,
+                engine=args.engine,
+                num_threads=args.threads,
+                max_new_tokens=args.max_new_tokens,
+            )
         )
         try:
             answers = answer_items(pipeline, items, args.images, _prune_spec(args))

@@ -79,6 +79,8 @@ def test_ask_imports_no_torch(picture):
         (["ask", "PICTURE", "hi", "--method", "magic"], "unknown pruning method 'magic'"),
         (["ask", "PICTURE", "hi", "--keep-ratio", "1", "--keep-tokens", "4"], "not both"),
         (["ask", "PICTURE", "hi", "--overlay", "kept.xyz"], "--overlay kept.xyz"),
+        (["ask", "PICTURE", "hi", "--overlay", "/dev/null/kept.png"], "/dev/null"),
+        (["ask", "PICTURE", "hi", "--calibration", "absent.json"], "absent.json"),
         (["ask", "PICTURE", "hi", "--engine", "magic"], "magic"),
         (["ask", "PICTURE", "hi", "--choices", "yes"], "choices has 1 entries"),
         (["info", "absent"], "shipped models"),
