@@ -22,9 +22,8 @@ from edge_atp.cli.arguments import add_model, add_seed, parse_integers, parse_na
 from edge_atp.cli.ask import read_image
 from edge_atp.cli.console import table_console
 from edge_atp.config import PipelineConfig
-from edge_atp.evaluation.arms import plan_arms
+from edge_atp.evaluation.arms import plan_arms, split_methods
 from edge_atp.evaluation.comparison import Cell, compare, write_sheet
-from edge_atp.evaluation.probing import probe_methods
 from edge_atp.pipeline import Pipeline
 from edge_atp.types import Frame
 
@@ -58,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     )
     try:
         if args.methods == "all":
-            methods, refused = probe_methods(pipeline)
+            methods, refused = split_methods(pipeline.manifest)
             for method, reason in refused.items():
                 console.print(f"[dim]left out {method}: {escape(reason)}[/dim]")
         else:

@@ -12,6 +12,7 @@ from edge_atp.pruning.base import InModelPruner
 from edge_atp.runtime.in_llm import takes_budget
 from edge_atp.runtime.in_model import in_model_methods, require_graphs
 from edge_atp.runtime.manifest import Manifest
+from edge_atp.signals import why_not_method
 from edge_atp.types import Policy, PruneSpec
 
 DENSE = "dense"
@@ -79,6 +80,13 @@ def engine_methods(manifest: Manifest | None = None) -> tuple[str, ...]:
     if manifest and (manifest.llm.block_layers or manifest.vision.group_layers):
         names.update(in_model_methods())
     return tuple(sorted(names))
+
+
+def split_methods(manifest: Manifest) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Of ``engine_methods``: those that this model runs, and name -> what the others miss."""
+    reasons = {name: why_not_method(name, manifest) for name in engine_methods(manifest)}
+    usable = tuple(name for name, reason in reasons.items() if not reason)
+    return usable, {name: reason for name, reason in reasons.items() if reason}
 
 
 def plan_arms(

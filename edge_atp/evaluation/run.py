@@ -17,22 +17,20 @@ from rich.markup import escape
 from edge_atp import __version__
 from edge_atp.config import PipelineConfig
 from edge_atp.errors import ConfigError, DatasetError
-from edge_atp.evaluation.arms import BASELINES, Arm, plan_arms
+from edge_atp.evaluation.arms import BASELINES, Arm, plan_arms, split_methods
 from edge_atp.evaluation.baseline import against_baseline, read_baseline
 from edge_atp.evaluation.conditions import Condition, robustness_conditions
 from edge_atp.evaluation.dataset import LabelledDataset, file_sha256
 from edge_atp.evaluation.failures import find_failures, write_failure_sheet
 from edge_atp.evaluation.figures import new_figure
 from edge_atp.evaluation.plots import write_plots
-from edge_atp.evaluation.probing import probe_methods
 from edge_atp.evaluation.records import Record, RecordFile
 from edge_atp.evaluation.summary import summarise
 from edge_atp.evaluation.sweep import plan_tasks, run_tasks
 from edge_atp.evaluation.tables import print_summary
-from edge_atp.pipeline import Pipeline
 from edge_atp.runtime import sessions
 from edge_atp.runtime.find_model import find_model
-from edge_atp.runtime.manifest import FILE_NAME
+from edge_atp.runtime.manifest import FILE_NAME, Manifest
 from edge_atp.runtime.model_dir import ModelDirectory
 from edge_atp.types import PatchGrid
 
@@ -92,7 +90,7 @@ def evaluate(settings: Settings, console: Console) -> dict[str, Any]:
         earlier = read_baseline(settings.baseline / RECORDS_FILE, dataset)
     num_patches = directory.manifest.vision.num_patches
     keeps = [keep for keep in settings.keeps if keep <= num_patches]
-    methods = settings.methods or _every_method(settings, console)
+    methods = settings.methods or _every_method(settings, directory.manifest, console)
     arms = plan_arms(methods, keeps, num_patches, directory.manifest)
     conditions: tuple[Condition, ...] = ()
     disturbed_arms: tuple[Arm, ...] = ()
@@ -224,15 +222,11 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _every_method(settings: Settings, console: Console) -> tuple[str, ...]:
+def _every_method(settings: Settings, manifest: Manifest, console: Console) -> tuple[str, ...]:
     """All methods this model can run, the model's own first and the baselines last; says which
     are left out and why."""
-    pipeline = Pipeline.load(settings.config)
-    try:
-        usable, refused = probe_methods(pipeline)
-        first = pipeline.default_budget.method
-    finally:
-        pipeline.close()
+    usable, refused = split_methods(manifest)
+    first = settings.config.method or manifest.selection.method
     for method, reason in refused.items():
         console.print(f"[dim]left out {method}: {escape(reason)}[/dim]")
     return tuple(sorted(usable, key=lambda method: (method != first, method in BASELINES)))

@@ -1,6 +1,7 @@
 """``edge-atp compare`` and ``edge-atp flops``."""
 
 import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -8,8 +9,8 @@ import pytest
 
 from edge_atp.cli import main
 from edge_atp.config import PipelineConfig
+from edge_atp.evaluation.arms import split_methods
 from edge_atp.evaluation.comparison import compare
-from edge_atp.evaluation.probing import probe_methods
 from edge_atp.pipeline import Pipeline
 from edge_atp.types import Frame
 
@@ -43,11 +44,15 @@ def test_cells_are_the_pipelines_answers_from_one_encoding(pipeline, monkeypatch
 
 
 def test_probing_names_the_missing_signal(pipeline):
-    usable, refused = probe_methods(pipeline)
+    usable, refused = split_methods(pipeline.manifest)
     assert {"atp", "cls_topk", "random", "spatial"} <= set(usable)
+    assert not set(usable) & set(refused)
     for reason in refused.values():
         assert "enable" in reason
-    assert probe_methods(pipeline, ["random"]) == (("random",), {})
+    blind = replace(pipeline.manifest, text_tower=None)
+    usable, refused = split_methods(blind)
+    assert "atp" not in usable
+    assert "text_embed" in refused["atp"]
 
 
 # A random model answers in scripts that the plotting font lacks.
