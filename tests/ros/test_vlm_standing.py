@@ -120,7 +120,6 @@ def test_each_frame_is_answered_about_once_in_order(client):
     status = client.listed()["each"]
     assert (status.answered, status.failed, status.frames_dropped) == (5, 0, 0)
     assert (status.last_status in COMPLETE, status.last_header) == (True, images[-1].header)
-    assert status.rate > 0
 
 
 def test_questions_share_the_encoding_of_a_frame(client):
@@ -275,9 +274,10 @@ def test_a_question_asked_once_may_not_use_a_standing_questions_id(client):
 
 def test_a_deadline_that_cannot_be_met_is_given_up_before_any_work(client):
     client.publish()
-    for _ in range(4):  # from which the node learns how long such an answer takes
-        took_s = client.ask("describe the scene.").latency.total
-    answer = client.ask("describe the scene.", deadline=Duration(nanosec=int(took_s * 2e8)))
+    # From these the node learns how long such an answer takes.
+    latencies = [client.ask("describe the scene.").latency for _ in range(4)]
+    shortest_s = min(latency.total - latency.queue_wait for latency in latencies)
+    answer = client.ask("describe the scene.", deadline=Duration(nanosec=int(shortest_s * 5e8)))
     assert (answer.status, answer.error_code) == (Answer.STATUS_EXPIRED, Answer.ERROR_TIMEOUT)
     assert "deadline" in answer.error_msg
     assert answer.tokens.generated == answer.latency.prefill == 0
