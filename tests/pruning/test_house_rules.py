@@ -72,7 +72,7 @@ def test_a_budget_that_is_no_whole_number_is_refused(num_kept: object) -> None:
 
 
 @pytest.mark.parametrize("width", [24, 1024])
-@pytest.mark.parametrize("variant", ["divprune", "cdpruner", "mmtok", "vispruner"])
+@pytest.mark.parametrize("variant", ["divprune", "cdpruner", "mmtok"])
 def test_vectors_too_long_to_square_are_refused(variant: str, width: int) -> None:
     signals = make_signals(rows=10, cols=20, width=width)
     signals = dataclasses.replace(
