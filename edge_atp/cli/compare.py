@@ -22,10 +22,13 @@ from edge_atp.cli.arguments import add_model, add_seed, parse_integers, parse_na
 from edge_atp.cli.ask import read_image
 from edge_atp.cli.console import table_console
 from edge_atp.config import PipelineConfig
+from edge_atp.errors import ConfigError
 from edge_atp.evaluation.arms import plan_arms, split_methods
 from edge_atp.evaluation.comparison import Cell, compare, write_sheet
 from edge_atp.pipeline import Pipeline
 from edge_atp.types import Frame
+
+_PICTURES = (".png", ".jpg", ".pdf", ".svg")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
     console = table_console()
     frame = Frame(read_image(args.image), frame_id=args.image.name)
     keeps = parse_integers(args.keep, "--keep")
+    if args.out.suffix.lower() not in _PICTURES:
+        raise ConfigError(f"--out {args.out}: use a name ending in {', '.join(_PICTURES)}")
     pipeline = Pipeline.load(
         PipelineConfig(
             model=args.model, engine=args.engine, num_threads=args.threads, seed=args.seed

@@ -125,6 +125,8 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate, print tables, write the report."""
     from edge_atp.evaluation.run import Settings, evaluate
 
+    if args.processes < 1 or (args.limit is not None and args.limit < 1) or args.max_minutes < 0:
+        raise ConfigError("--processes and --limit must be at least 1, --max-minutes at least 0")
     if args.write_defaults and not args.sweep_defaults:
         raise ConfigError("--write-defaults needs --sweep-defaults")
     settings = Settings(

@@ -53,6 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compute and print the table."""
+    if args.text_tokens < 0 or args.new_tokens < 0:
+        raise ConfigError("--text-tokens and --new-tokens must be at least 0")
     model = _model(args.model, args.text_tower)
     rows = table(
         model,
@@ -77,6 +79,8 @@ def _model(name: str, text_tower: Path | None) -> ModelSpec:
     """
     folder = Path(name)
     if not (folder / _CONFIG).is_file():
+        if text_tower:
+            raise ConfigError(f"--text-tower needs a checkpoint folder as MODEL, not {name}")
         return named(name)
     tower = text_tower or folder / "text_tower"
     config = _config(tower) if (tower / _CONFIG).is_file() or text_tower else None

@@ -98,3 +98,22 @@ def test_flops_reads_a_checkpoint_folder(tiny_model, capsys):
     assert main(["flops", "llava-9b"]) == 2
     assert "choose one of llava-1.5-7b" in capsys.readouterr().err
     assert main(["flops", str(folder), "--keep", "many"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--text-tokens", "-1"], "--text-tokens"),
+        (["--text-tower", "absent"], "--text-tower needs a checkpoint folder"),
+        (["--methods", "atp,,tome"], "--methods is 'atp,,tome'"),
+    ],
+)
+def test_flops_refuses_what_it_cannot_count(words, says, capsys):
+    assert main(["flops", "llava-1.5-7b", *words]) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--processes", "0"], ["--limit", "0"], ["--limit", "-3"]])
+def test_evaluate_refuses_counts_below_one(words, tmp_path, capsys):
+    assert main(["evaluate", str(tmp_path), "--out", str(tmp_path / "o"), *words]) == 2
+    assert "at least 1" in capsys.readouterr().err
