@@ -114,7 +114,5 @@ def test_a_removed_question_hands_on_its_count(questions, desk):
     questions.remove("a")
     assert questions.statuses() == []
     assert desk.resumed == [("a", 7)]
-    with pytest.raises(
-        InvalidQueryError, match="'a'; the standing questions are: none"
-    ):
+    with pytest.raises(InvalidQueryError, match="'a'; the standing questions are: none"):
         questions.remove("a")
