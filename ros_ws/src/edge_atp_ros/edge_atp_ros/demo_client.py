@@ -123,9 +123,10 @@ class DemoClient(Node):
             if (check, DENSE) not in self._asked and self._second() >= check.at:
                 said.append(f"  {self._second():5.1f} s  {check.ask}")
                 self._ask(check, DENSE)
-        # Pruned only when dense is through: waiting for it would count as queue_wait.
+        # Pruned only when dense is through, since waiting for it would count as queue_wait, and
+        # about a frame of its own, since the node encodes a frame once for all its questions.
         for check, mode in list(self._asked):
-            if (check, PRUNED) not in self._asked and self._asked[check, mode].done():
+            if (check, PRUNED) not in self._asked and self._is_past(self._asked[check, mode]):
                 self._ask(check, PRUNED)
         return said
 
@@ -156,6 +157,14 @@ class DemoClient(Node):
             frame=self._frames.get(reply.stamp_ns),
             second=(reply.stamp_ns - (self._start_ns or 0)) / 1e9,
         )
+
+    def _is_past(self, pending: PendingReply) -> bool:
+        """Whether a question is answered and the camera has gone on (or the answer failed)."""
+        if not pending.done():
+            return False
+        if pending.exception() is not None:
+            return True
+        return next(reversed(self._frames), 0) > pending.result().stamp_ns
 
     def _second(self) -> float:
         """Second of the recording, negative before its first frame."""
