@@ -120,8 +120,9 @@ class Answerer:
             self.refuse(question, error, images)
             return
         self._deliver(question, message, masks)
-        caption = f"{question.query.text}\n{answer.text}"
-        self._outputs.publish_pictures(answer.masks, headers, caption)
+        if masks is not None:
+            caption = f"{question.query.text}\n{answer.text}"
+            self._outputs.publish_pictures(answer.masks, headers, caption)
 
     def cancel(self, question: Question) -> None:
         """Answer a question that will not be served because the node stops."""
