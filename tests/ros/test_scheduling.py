@@ -281,6 +281,17 @@ def test_a_replaced_question_counts_on(bench):
     assert (turn.ordinal, turn.skipped) == (2, 0)
 
 
+def test_a_frame_that_a_replaced_question_left_unanswered_counts_as_passed_over(bench):
+    bench.scheduler.hold(Ask("s"))
+    bench.offer("f0")
+    bench.turn()
+    bench.offer("f1")
+    bench.scheduler.hold(Ask("s"))
+    bench.offer("f2")
+    turn = bench.turn()
+    assert (turn.frames, turn.ordinal, turn.skipped) == ("f2", 2, 1)
+
+
 def test_taking_all_back_forgets_the_frames_and_keeps_the_standing_questions(bench):
     bench.scheduler.hold(Ask("s"))
     questions = [Ask("a"), Ask("b")]

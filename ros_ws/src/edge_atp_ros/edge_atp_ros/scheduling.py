@@ -134,8 +134,8 @@ class Scheduler(Generic[Q, F]):
         """Accept a standing question, or replace the one of its id.
 
         Args:
-            first_ordinal: number of the first frame offered to it; a replaced question's count
-                goes on.
+            first_ordinal: number of the first frame offered to it. A replaced question's count
+                goes on instead: frames it was offered and not answered about count as passed over.
             frames: offered to it at once.
         Returns:
             The question that was replaced.
@@ -156,9 +156,11 @@ class Scheduler(Generic[Q, F]):
                 " max_standing_questions); remove one first"
             )
         self._events += 1
-        ordinal = first_ordinal if old is None else max(first_ordinal, old.next_ordinal)
+        following, last = first_ordinal, first_ordinal - 1
+        if old is not None:
+            following, last = old.next_ordinal, old.last_ordinal
         now_s = self._clock()
-        entry = _Standing[Q, F](question, self._events, now_s, ordinal, ordinal - 1)
+        entry = _Standing[Q, F](question, self._events, now_s, following, last)
         if frames is not None:
             self._offer(entry, frames, now_s)
         self._standing[query_id] = entry
