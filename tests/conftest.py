@@ -5,6 +5,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from hypothesis import settings
+
+# The gate says the same about the same code. To search for new examples:
+# pytest --hypothesis-profile=search
+settings.register_profile("gate", derandomize=True, database=None)
+settings.register_profile("search", derandomize=False)
+settings.load_profile("gate")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BAG = REPOSITORY / "launch" / "bags" / "warehouse_cell"

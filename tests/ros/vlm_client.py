@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import itertools
 import sys
 import threading
@@ -85,15 +86,16 @@ class VlmClient:
         self.diagnostics: dict[str, dict[str, str]] = {}
         self.status_listeners: list[Callable[[DiagnosticStatus], None]] = []
         deep = QoSProfile(depth=2000)
-        self._collect(Answer, f"{node}/answer", deep, self.answers)
+        # In this order: see ``wait_until_active``.
         self._collect(PatchMaskArray, f"{node}/patch_mask", deep, self.masks)
+        self._collect(Answer, f"{node}/answer", deep, self.answers)
         self.node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
         self.images = self.node.create_publisher(Image, camera, qos_profile_sensor_data)
         self.compressed = self.node.create_publisher(
             CompressedImage, f"{camera}/compressed", qos_profile_sensor_data
         )
-        self.queries = self.node.create_publisher(Query, f"{node}/query", deep)
         self.texts = self.node.create_publisher(String, f"{node}/query_text", deep)
+        self.queries = self.node.create_publisher(Query, f"{node}/query", deep)
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self.node)
         self._thread = threading.Thread(target=self._executor.spin, daemon=True)
@@ -106,12 +108,25 @@ class VlmClient:
         rclpy.shutdown(context=self._context)
 
     def wait_until_active(self) -> None:
-        """Wait until the node has matched every publisher and subscription of this client."""
+        """Wait until the node has matched every publisher and subscription of this client.
+
+        What this side has matched, the other side may match later, and images sent before that
+        are lost. The other side matches in the order in which things were created here, so an
+        answer to a greeting (a refusal, as it is empty) tells that all before them are matched.
+        """
         publishers = (self.images, self.compressed, self.queries, self.texts)
         self.wait(lambda: all(p.get_subscription_count() for p in publishers), "node is active")
         topics = (f"{self._name}/answer", f"{self._name}/patch_mask", "/diagnostics")
         self.wait(lambda: all(self.node.count_publishers(t) for t in topics), "node publishes")
-        time.sleep(0.3)  # what this side has matched, the other side may match a moment later
+        self.wait(self._is_heard, "the node answers")
+
+    def _is_heard(self) -> bool:
+        """Whether a greeting gets its answer soon; one may be lost before its way back is open."""
+        query_id = self.send("")
+        with contextlib.suppress(AssertionError):
+            self.answers.remove(self.answer_to(query_id, timeout_s=1.0))
+            return True
+        return False
 
     def wait(self, holds: Callable[[], Any], what: str, timeout_s: float = TIMEOUT_S) -> Any:
         """Wait until ``holds`` returns something true; return it."""
@@ -154,15 +169,25 @@ class VlmClient:
         return self.answer_to(self.send(text, **fields))
 
     def ask_about(self, image: Image | CompressedImage, text: str = QUESTION, **fields: Any) -> Any:
-        """Publish an image, then a question about it, and wait for the answer."""
+        """Publish an image, then a question about it, and wait for the answer.
+
+        On its own topic, the question may overtake the image; then it is asked again.
+        """
         publisher = self.images if isinstance(image, Image) else self.compressed
         publisher.publish(image)
-        return self.ask(text, **fields)
+        end = time.monotonic() + TIMEOUT_S
+        while True:
+            answer = self.ask(text, **fields)
+            overtook = answer.error_code in (Answer.ERROR_NONE, Answer.ERROR_NO_FRAME)
+            if not overtook or answer.header == image.header or time.monotonic() > end:
+                return answer
+            self.answers.remove(answer)
 
-    def answer_to(self, query_id: str) -> Answer:
+    def answer_to(self, query_id: str, timeout_s: float = TIMEOUT_S) -> Answer:
         return self.wait(
             lambda: next((a for a in self.answers if a.query_id == query_id), None),
             f"answer to {query_id}",
+            timeout_s,
         )
 
     def mask_of(self, answer: Answer) -> PatchMaskArray:
