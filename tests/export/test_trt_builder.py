@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from fake_tensorrt import VERSIONS, FakeCuda, FakeTensorRT
+from onnx import TensorProto
 from tiny_checkpoints import PROMPT
 
 from edge_atp.errors import ArtifactError, BackendUnavailableError, OutOfMemoryError
@@ -174,12 +175,12 @@ GRAPHS = ("vision", "text", "project", "decoder", "select_atp")
 @pytest.mark.parametrize(
     ("name", "read_by"),
     [
-        ("prim17", ("8.6", "10.1", "10.15", "11.2")),
-        ("int8", ("8.6", "10.1", "10.15", "11.2")),
-        ("prim18", ("10.1", "10.15", "11.2")),
-        ("fp16", ("10.1", "10.15", "11.2")),
-        ("std24", ("10.15", "11.2")),
-        ("int4", ("10.15", "11.2")),
+        ("prim17", ("8.6", "10.1", "10.15", "11.0", "11.5")),
+        ("int8", ("8.6", "10.1", "10.15", "11.0", "11.5")),
+        ("prim18", ("10.1", "10.15", "11.0", "11.5")),
+        ("fp16", ("10.1", "10.15", "11.0", "11.5")),
+        ("std24", ("10.15", "11.0", "11.5")),
+        ("int4", ("10.15", "11.0", "11.5")),
         ("ort-gqa", ()),
     ],
 )
@@ -194,7 +195,7 @@ def test_which_versions_read_a_dialect(
 
 
 def test_linter_says_why(exported: dict[str, Path]) -> None:
-    old, new, newer, _ = PARSERS
+    old, new, newer, *_ = PARSERS
     # prim18 is refused by 8.6 for its opset alone.
     assert lint(exported["prim18"] / "decoder.onnx", old) == [
         Finding("", "opset 18 of the default domain; 17 at most")
@@ -233,6 +234,43 @@ def test_restrictions_of_the_newest_table(
     assert problem in finding.problem
 
 
+@pytest.mark.parametrize(
+    ("op", "shapes", "kind", "problem"),
+    [
+        ("Attention", [(1, 8, 64)] * 3, TensorProto.FLOAT, "queries of Attention must have 4"),
+        ("TensorScatter", [(1, 2, 9, 4), (2, 1, 4)], TensorProto.FLOAT, "update of TensorScatter"),
+        ("DequantizeLinear", [(4, 4), ()], TensorProto.UINT8, "DequantizeLinear of UINT8"),
+    ],
+)
+def test_ranks_and_types_are_read_from_the_graph(
+    op: str, shapes: list[tuple[int, ...]], kind: int, problem: str, tmp_path: Path
+) -> None:
+    inputs = [
+        onnx.helper.make_tensor_value_info(f"in{i}", kind, shape) for i, shape in enumerate(shapes)
+    ]
+    node = onnx.helper.make_node(op, [value.name for value in inputs], ["out"])
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph([node], "one", inputs, []),
+        opset_imports=[onnx.helper.make_opsetid("", 24)],
+    )
+    onnx.save(model, str(tmp_path / "one.onnx"))
+    (finding,) = lint(tmp_path / "one.onnx", PARSERS[-1])
+    assert problem in finding.problem
+
+
+def test_squeeze_without_axes_is_new_in_11_5(tmp_path: Path) -> None:
+    value = onnx.helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 4))
+    node = onnx.helper.make_node("Squeeze", ["x"], ["out"])
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph([node], "one", [value], []),
+        opset_imports=[onnx.helper.make_opsetid("", 17)],
+    )
+    onnx.save(model, str(tmp_path / "one.onnx"))
+    found = {p.name: [f.problem for f in lint(tmp_path / "one.onnx", p)] for p in PARSERS}
+    assert found.pop("11.5") == []
+    assert set(map(tuple, found.values())) == {("Squeeze must name its axes",)}
+
+
 @pytest.mark.parametrize("dialect", ["prim17", "prim18", "fp16"])
 def test_shapes_and_types_of_standard_graphs_infer(exported: dict[str, Path], dialect: str) -> None:
     """Strict inference over the standard operators: what a parser of another engine relies on."""
@@ -245,7 +283,7 @@ def test_check_command(exported: dict[str, Path], capsys: pytest.CaptureFixture[
     assert main([str(exported["ort-gqa"]), "--check"]) == 1
     shown = capsys.readouterr().err
     assert "8.6" in shown
-    assert "11.2" in shown
+    assert "11.5" in shown
 
 
 def test_topk_limit() -> None:
