@@ -2,7 +2,7 @@
 
 Backends by name: ``ort-cpu``, ``ort-cuda``, ``ort-cuda-graph`` (CUDA, decode steps replayed as one
 CUDA graph) and ``ort-trt`` (TensorRT inside ONNX Runtime: engines are built when a graph is first
-opened on a device and cached there). What needs a GPU has not been run on one yet.
+opened on a device and cached there, one for each profile). What needs a GPU has not been run on one yet.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime as ort
 
 from edge_atp.errors import BackendUnavailableError
-from edge_atp.runtime.profiles import Profile, covering
+from edge_atp.runtime.profiles import Profile
 from edge_atp.runtime.sessions.base import Candidate, SessionOptions
 
 PROVIDERS = {
@@ -55,9 +55,11 @@ def probe(name: str) -> Candidate:
     return Candidate(name, True, f"onnxruntime {ort.__version__} with {provider}")
 
 
-def providers(name: str, path: Path, options: SessionOptions) -> list[Provider]:
-    """The providers of one graph, with their options.
+def providers(name: str, path: Path, options: SessionOptions) -> list[list[Provider]]:
+    """The providers of one graph, with their options; a list for each session it is opened as.
 
+    Returns:
+        One list, or with ``ort-trt`` one per profile: see ``ort_profiles``.
     Raises:
         BackendUnavailableError: TensorRT cannot read the graph's dialect, or its steps cannot be
             replayed.
@@ -69,16 +71,19 @@ def providers(name: str, path: Path, options: SessionOptions) -> list[Provider]:
                 " on the host or changes its shapes, so its steps cannot be replayed as a CUDA"
                 " graph; export with --dialect std24, or use ort-cuda"
             )
-        return [(PROVIDERS[name], {"enable_cuda_graph": "1"})]
+        return [[(PROVIDERS[name], {"enable_cuda_graph": "1"})]]
     if name != "ort-trt":
-        return [PROVIDERS[name]]
+        return [[PROVIDERS[name]]]
     if not options.profiles:
         raise BackendUnavailableError(
             f"backend ort-trt: {path.name} is written in dialect {options.dialect!r}, which"
             " TensorRT does not read; export with --dialect prim18 (prim17 for TensorRT 8.6)"
         )
     # What TensorRT does not take goes to CUDA, not to the CPU.
-    return [(PROVIDERS[name], tensorrt_options(options)), PROVIDERS["ort-cuda"]]
+    return [
+        [(PROVIDERS[name], tensorrt_options(options, number)), PROVIDERS["ort-cuda"]]
+        for number in range(len(options.profiles))
+    ]
 
 
 def replays(name: str, options: SessionOptions) -> bool:
@@ -86,10 +91,13 @@ def replays(name: str, options: SessionOptions) -> bool:
     return name == "ort-cuda-graph" and options.role == "decoder"
 
 
-def tensorrt_options(options: SessionOptions) -> dict[str, str]:
-    """Options of the TensorRT provider for one graph: profiles, precision, caches."""
-    cache = str(cache_folder(options.graph_sha256))
-    profile = covering(list(options.profiles))
+def tensorrt_options(options: SessionOptions, number: int) -> dict[str, str]:
+    """Options of the TensorRT provider for one graph and profile: shapes, precision, caches."""
+    cache = cache_folder(options.graph_sha256)
+    # ONNX Runtime names an engine by its graph and rebuilds one of another profile: a folder each.
+    engines = cache / f"profile_{number}"
+    engines.mkdir(exist_ok=True)
+    profile = options.profiles[number]
     return {
         "trt_profile_min_shapes": _shapes(profile, "min"),
         "trt_profile_opt_shapes": _shapes(profile, "opt"),
@@ -99,9 +107,9 @@ def tensorrt_options(options: SessionOptions) -> dict[str, str]:
         "trt_fp16_enable": str(int(options.compute == "fp16")),
         "trt_int8_enable": str(int(options.compute == "int8")),
         "trt_engine_cache_enable": "1",
-        "trt_engine_cache_path": cache,
+        "trt_engine_cache_path": str(engines),
         "trt_timing_cache_enable": "1",
-        "trt_timing_cache_path": cache,
+        "trt_timing_cache_path": str(cache),
     }
 
 

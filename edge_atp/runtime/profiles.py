@@ -6,7 +6,11 @@ a graph is opened.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
 
 from edge_atp.errors import ArtifactError
 from edge_atp.runtime.manifest import GraphSpec, Manifest
@@ -112,15 +116,18 @@ def _profile(graph: GraphSpec, ranges: dict[str, tuple[int, int, int]]) -> Profi
     return result
 
 
-def covering(profiles: list[Profile]) -> Profile:
-    """One profile that covers all of them, for builders that take one; typical is the first's."""
-    result = {}
-    for name, first in profiles[0].items():
-        same = [profile[name] for profile in profiles]
-        low = tuple(min(sides) for sides in zip(*(b.min for b in same), strict=True))
-        high = tuple(max(sides) for sides in zip(*(b.max for b in same), strict=True))
-        result[name] = Bounds(low, first.opt, high)
-    return result
+def covers(profile: Profile, inputs: Mapping[str, NDArray[Any]]) -> bool:
+    """Whether every input's shape lies within the profile's bounds."""
+    return all(
+        len(array.shape) == len(profile[name].min)
+        and all(
+            low <= side <= high
+            for low, side, high in zip(
+                profile[name].min, array.shape, profile[name].max, strict=True
+            )
+        )
+        for name, array in inputs.items()
+    )
 
 
 def _kind(role: str) -> str:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 from tiny_checkpoints import PROMPT, llm_config, save_llava
 
-from edge_atp.errors import BackendUnavailableError
+from edge_atp.errors import BackendUnavailableError, InferenceError
 from edge_atp.runtime import ort_fixed, ort_providers, sessions
 from edge_atp.runtime.engine import Engine
 from edge_atp.runtime.graph_options import graph_options
 from edge_atp.runtime.model_dir import ModelDirectory
 from edge_atp.runtime.ort_fixed import FixedSteps
+from edge_atp.runtime.ort_profiles import SessionPerProfile
+from edge_atp.runtime.profiles import Bounds
 from edge_atp.runtime.sessions import ort as ort_backend
 from edge_atp.runtime.sessions.base import SessionOptions
 from export import recipe
 from export.settings import ExportSettings
+
+REAL_SESSION = ort.InferenceSession
 
 
 @pytest.fixture(scope="module")
@@ -205,28 +209,121 @@ def test_tensorrt_provider_is_told_every_shape(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     directory = directories("prim18")
-    (name, options), rest = ort_providers.providers(
+    opened = ort_providers.providers(
         "ort-trt", directory.file("decoder"), options_of(directory, "decoder")
     )
-    assert (name, rest) == ("TensorrtExecutionProvider", "CUDAExecutionProvider")
-    low, typical, high = (
-        dict(part.split(":") for part in options[f"trt_profile_{w}_shapes"].split(","))
-        for w in ("min", "opt", "max")
-    )
+    shapes = []
+    for (name, options), rest in opened:
+        assert (name, rest) == ("TensorrtExecutionProvider", "CUDAExecutionProvider")
+        shapes.append(
+            [
+                dict(part.split(":") for part in options[f"trt_profile_{w}_shapes"].split(","))
+                for w in ("min", "opt", "max")
+            ]
+        )
+        assert options["trt_engine_cache_enable"] == options["trt_timing_cache_enable"] == "1"
+        assert (options["trt_fp16_enable"], options["trt_int8_enable"]) == ("0", "0")
     inputs = {tensor.name for tensor in directory.manifest.graph("decoder").inputs}
-    assert set(low) == set(typical) == set(high) == inputs
-    # One profile from the empty cache of a prefill to the last step; tuned for a step.
-    assert (low["inputs_embeds"], typical["inputs_embeds"], high["inputs_embeds"]) == (
-        "1x1x64", "1x1x64", "1x96x64"
-    )  # fmt: skip
-    assert (low["past.0.key"], high["past.0.key"]) == ("1x2x0x16", "1x2x95x16")
-    assert (low["attention_bias"], high["attention_bias"]) == ("1x1x1x1", "1x1x96x96")
-    assert options["trt_engine_cache_enable"] == options["trt_timing_cache_enable"] == "1"
-    cache = Path(options["trt_engine_cache_path"])
-    assert cache.is_dir()
-    assert cache.is_relative_to(tmp_path)
-    assert directory.sha256("decoder").startswith(cache.name)
-    assert (options["trt_fp16_enable"], options["trt_int8_enable"]) == ("0", "0")
+    assert all(set(bounds) == inputs for profile in shapes for bounds in profile)
+    (low, typical, high), (least, prompt, most) = shapes
+    # Decode: one token behind a filled cache.
+    for bounds in (low, typical, high):
+        assert bounds["inputs_embeds"] == "1x1x64"
+    assert (low["past.0.key"], high["past.0.key"]) == ("1x2x1x16", "1x2x95x16")
+    assert (low["attention_bias"], high["attention_bias"]) == ("1x1x1x2", "1x1x1x96")
+    # Prefill: up to max_kv tokens, tuned for the kept tokens and a question.
+    assert (least["inputs_embeds"], most["inputs_embeds"]) == ("1x1x64", "1x96x64")
+    assert int(prompt["inputs_embeds"].split("x")[1]) > 16
+    assert (least["past.0.key"], prompt["past.0.key"]) == ("1x2x0x16", "1x2x0x16")
+    # ONNX Runtime names an engine after its graph, so each profile's lies in a folder of its own.
+    folders = [Path(options["trt_engine_cache_path"]) for ((_, options), _) in opened]
+    assert len(set(folders)) == 2
+    assert all(folder.is_dir() and folder.is_relative_to(tmp_path) for folder in folders)
+    (timing,) = {options["trt_timing_cache_path"] for ((_, options), _) in opened}
+    assert directory.sha256("decoder").startswith(Path(timing).name)
+    vision = options_of(directory, "vision")
+    assert len(ort_providers.providers("ort-trt", directory.file("vision"), vision)) == 1
+
+
+class AsTensorRt:
+    """A CPU session that calls itself a TensorRT one and counts its runs."""
+
+    opened: ClassVar[list[AsTensorRt]] = []
+
+    def __init__(self, path: str, settings: Any, providers: Any) -> None:
+        self._real = REAL_SESSION(path, settings, providers=["CPUExecutionProvider"])
+        self.options = providers[0][1]
+        self.lengths: list[int] = []
+        self.opened.append(self)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def get_providers(self) -> list[str]:
+        return ["TensorrtExecutionProvider"]
+
+    def io_binding(self) -> Any:
+        return Noting(self._real.io_binding(), self.lengths)
+
+    def run_with_iobinding(self, binding: Any) -> None:
+        self._real.run_with_iobinding(binding.real)
+
+
+class Noting:
+    """A binding that notes how many tokens it is given."""
+
+    def __init__(self, real: Any, lengths: list[int]) -> None:
+        self.real, self._lengths = real, lengths
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+    def bind_cpu_input(self, name: str, array: np.ndarray) -> None:
+        if name == "inputs_embeds":
+            self._lengths.append(array.shape[1])
+        self.real.bind_cpu_input(name, array)
+
+
+@pytest.mark.parametrize("dialect", ["prim18", "std24"])
+def test_prefill_and_decode_run_in_sessions_of_their_own(
+    directories: Callable[[str], ModelDirectory],
+    pixels: np.ndarray,
+    dialect: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And what one leaves in the cache the other reads: the tokens are those of one session."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    plain = Engine.load(directories(dialect), "ort-cpu")
+    expected = answer(plain, pixels)
+    monkeypatch.setattr(AsTensorRt, "opened", [])
+    monkeypatch.setattr(ort, "InferenceSession", AsTensorRt)
+    monkeypatch.setattr(ort_backend, "device_of", lambda name: "cpu")
+    monkeypatch.setattr(sessions, "choose", lambda name, **_: (name, "requested"))
+    engine = Engine.load(directories(dialect), "ort-trt")
+    assert answer(engine, pixels) == expected
+    decode, prefill = (
+        session
+        for session in AsTensorRt.opened
+        if "inputs_embeds" in session.options["trt_profile_min_shapes"]
+    )
+    assert set(decode.lengths) == {1}
+    assert len(decode.lengths) == len(expected) - 1
+    assert len(prefill.lengths) == 1
+    assert prefill.lengths[0] > 16
+    engine.close()
+    plain.close()
+
+
+def test_a_prompt_that_no_profile_covers() -> None:
+    bounds = {"x": Bounds((1, 1), (1, 1), (1, 4))}
+    pair = SessionPerProfile(["short", "long"], [bounds, {"x": Bounds((1, 5), (1, 8), (1, 8))}])
+    assert pair.covering({"x": np.zeros((1, 4))}) == "short"
+    assert pair.covering({"x": np.zeros((1, 5))}) == "long"
+    with pytest.raises(InferenceError, match=r"\(1, 9\).*--max-kv"):
+        pair.covering({"x": np.zeros((1, 9))})
+    with pytest.raises(InferenceError, match="closed"):
+        SessionPerProfile(()).covering({})
 
 
 def test_tensorrt_provider_refuses_other_operators(
@@ -248,8 +345,8 @@ def test_replay_needs_a_static_cache(directories: Callable[[str], ModelDirectory
             )
     directory = directories("std24")
     path, vision = directory.file("vision"), options_of(directory, "vision")
-    assert ort_providers.providers("ort-cuda-graph", path, vision) == ["CUDAExecutionProvider"]
-    ((_, options),) = ort_providers.providers(
+    assert ort_providers.providers("ort-cuda-graph", path, vision) == [["CUDAExecutionProvider"]]
+    (((_, options),),) = ort_providers.providers(
         "ort-cuda-graph", path, options_of(directory, "decoder")
     )
     assert options == {"enable_cuda_graph": "1"}

@@ -21,6 +21,7 @@ from edge_atp.errors import (
     OutOfMemoryError,
 )
 from edge_atp.runtime.ort_fixed import FixedSteps
+from edge_atp.runtime.ort_profiles import SessionPerProfile
 from edge_atp.runtime.ort_providers import (
     PROVIDERS,
     device_of,
@@ -45,19 +46,33 @@ def open_session(path: Path, name: str, options: SessionOptions) -> OrtSession:
 
     Raises:
         ArtifactError: the file is no valid graph.
+        OutOfMemoryError: it does not fit into the device's memory.
         BackendUnavailableError: the provider did not load (ONNX Runtime itself would continue on
             the CPU and only log it).
     """
+    sessions = [
+        _open(path, name, wanted, options.num_threads) for wanted in providers(name, path, options)
+    ]
+    profiles = options.profiles if len(sessions) > 1 else ()
+    return OrtSession(
+        SessionPerProfile(sessions, profiles),
+        device_of(name),
+        fixed_addresses=replays(name, options),
+    )
+
+
+def _open(path: Path, name: str, wanted: list[Any], num_threads: int) -> Any:
     settings = ort.SessionOptions()
     settings.log_severity_level = _LOG_ERRORS_ONLY
-    settings.intra_op_num_threads = options.num_threads or physical_cores()
+    settings.intra_op_num_threads = num_threads or physical_cores()
     settings.inter_op_num_threads = 1
     # Spinning threads would take the cores from the camera driver and the planner.
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    wanted = providers(name, path, options)
     try:
         session = ort.InferenceSession(str(path), settings, providers=wanted)
     except Exception as error:
+        if _is_memory(error):
+            raise _inference_error(error) from error
         raise ArtifactError(
             f"{path} cannot be loaded by onnxruntime {ort.__version__}:"
             f" {first_line(error)}; export the model again"
@@ -67,7 +82,7 @@ def open_session(path: Path, name: str, options: SessionOptions) -> OrtSession:
         raise BackendUnavailableError(
             f"backend {name}: {PROVIDERS[name]} did not load, onnxruntime would use {used}"
         )
-    return OrtSession(session, device_of(name), fixed_addresses=replays(name, options))
+    return session
 
 
 class OrtState:
@@ -87,8 +102,8 @@ class OrtState:
         }
         # On the CPU a value is the array's own memory; elsewhere it is a copy on the device.
         self._host = dict(arrays) if device == "cpu" else None
-        # One per set of outputs asked for: what was bound once stays bound.
-        self.bindings: dict[tuple[str, ...], Any] = {}
+        # One per session and set of outputs asked for: what was bound once stays bound.
+        self.bindings: dict[tuple[int, tuple[str, ...]], Any] = {}
 
     @property
     def num_bytes(self) -> int:
@@ -143,12 +158,14 @@ class OrtCarry:
 class OrtSession:
     """One graph in ONNX Runtime; see ``sessions.base.Session``."""
 
-    def __init__(self, session: Any, device: str, *, fixed_addresses: bool = False) -> None:
-        self._session = session
+    def __init__(
+        self, sessions: SessionPerProfile, device: str, *, fixed_addresses: bool = False
+    ) -> None:
+        self._sessions = sessions
         self._device = device
-        self._fixed = FixedSteps(session, device) if fixed_addresses else None
-        self._inputs = tuple(i.name for i in session.get_inputs())
-        self._outputs = tuple(o.name for o in session.get_outputs())
+        self._fixed = FixedSteps(sessions.first, device) if fixed_addresses else None
+        self._inputs = tuple(i.name for i in sessions.first.get_inputs())
+        self._outputs = tuple(o.name for o in sessions.first.get_outputs())
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -161,7 +178,7 @@ class OrtSession:
         """Run the graph; returns ``outputs`` by name, None for every output."""
         names = self._outputs if outputs is None else outputs
         try:
-            results = self._session.run(list(names), dict(inputs))
+            results = self._sessions.covering(inputs).run(list(names), dict(inputs))
         except Exception as error:
             raise _inference_error(error) from error
         return dict(zip(names, results, strict=True))
@@ -183,14 +200,16 @@ class OrtSession:
         try:
             if self._fixed:
                 return self._fixed.run(inputs, state, outputs)
-            binding = state.bindings.get(outputs) or self._bind(state)
-            state.bindings[outputs] = binding
+            session = self._sessions.covering(inputs)
+            key = (id(session), outputs)
+            binding = state.bindings.get(key) or self._bind(session, state)
+            state.bindings[key] = binding
             for name, array in inputs.items():
                 binding.bind_cpu_input(name, array)
             # Output shapes change with the inputs, so each run allocates these few anew.
             for name in outputs:
                 binding.bind_output(name, "cpu")
-            self._session.run_with_iobinding(binding)
+            session.run_with_iobinding(binding)
             return dict(zip(outputs, self._fetch(binding, outputs), strict=True))
         except Exception as error:
             raise _inference_error(error) from error
@@ -210,7 +229,8 @@ class OrtSession:
     ) -> Arrays:
         """Run with the carried values; their successors stay on the device."""
         try:
-            binding = self._session.io_binding()
+            session = self._sessions.covering(inputs)
+            binding = session.io_binding()
             for name, array in inputs.items():
                 binding.bind_cpu_input(name, array)
             for name, output in carry.aliases.items():
@@ -218,7 +238,7 @@ class OrtSession:
                 binding.bind_output(output, self._device)
             for name in outputs:
                 binding.bind_output(name, "cpu")
-            self._session.run_with_iobinding(binding)
+            session.run_with_iobinding(binding)
             results = binding.get_outputs()
             carry.values = dict(zip(carry.aliases, results, strict=False))
             fetched = results[len(carry.aliases) :]
@@ -228,10 +248,11 @@ class OrtSession:
 
     def close(self) -> None:
         """Release the graph."""
-        self._session = self._fixed = None
+        self._sessions = SessionPerProfile(())
+        self._fixed = None
 
-    def _bind(self, state: OrtState) -> Any:
-        binding = self._session.io_binding()
+    def _bind(self, session: Any, state: OrtState) -> Any:
+        binding = session.io_binding()
         for name, output in state.aliases.items():
             binding.bind_ortvalue_input(name, state.values[name])
             binding.bind_ortvalue_output(output, state.values[name])
@@ -245,12 +266,16 @@ class OrtSession:
 
 def _inference_error(error: BaseException) -> InferenceError:
     message = first_line(error)
-    lowered = message.lower()
-    if isinstance(error, MemoryError) or any(
-        mark in lowered for mark in ("failed to allocate", "out of memory", "bad_alloc")
-    ):
+    if _is_memory(error):
         return OutOfMemoryError(
             f"the inference backend ran out of memory: {message}; lower the keep ratio, max_kv"
             " or the number of models on this device"
         )
     return InferenceError(f"the inference backend failed: {message}")
+
+
+def _is_memory(error: BaseException) -> bool:
+    lowered = first_line(error).lower()
+    return isinstance(error, MemoryError) or any(
+        mark in lowered for mark in ("failed to allocate", "out of memory", "bad_alloc")
+    )
