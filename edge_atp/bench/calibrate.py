@@ -31,6 +31,7 @@ from edge_atp.cost_model import (
     Work,
     calibration_path,
     fit,
+    require_writable,
     write_calibration,
 )
 from edge_atp.errors import BudgetExceededError, ConfigError
@@ -78,6 +79,8 @@ def calibrate(
     plain = replace(config, reuse_prefix=False, calibration="", latency_budget_ms=0.0)
     with loaded(plain) as pipeline:
         identity = running(pipeline.engine.directory, pipeline.engine.backend, config.num_threads)
+        path = out or calibration_path(identity)
+        require_writable(path)
         method = method or pipeline.default_budget.method
         points = plan_grid(pipeline, questions, _KEEP_SHARES, _ANSWER_TOKENS)
         checks = plan_grid(pipeline, questions[:1], _CHECK_SHARES, (_CHECK_TOKENS,))
@@ -87,7 +90,7 @@ def calibrate(
     model = fit_model(identity, method, samples[: len(points)], _typical(runs, points))
     errors = check(model, samples[len(points) :])
     model = replace(model, residuals={**model.residuals, "unseen": errors})
-    path = write_calibration(model, out or calibration_path(identity))
+    write_calibration(model, path)
     _print(model, path, console)
     return path
 

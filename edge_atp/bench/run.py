@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -89,8 +90,11 @@ def bench(settings: Settings, console: Console) -> dict[str, Any]:
     Raises:
         EdgeAtpError: see ``edge_atp.errors``; before any work where settings do not fit.
     """
-    if settings.out and settings.plots:
-        new_figure(1.0, 1.0)  # a missing plotting library is an error now, not at the end
+    if settings.out:
+        # What cannot be written or drawn is an error now, not after the measurement.
+        require_folder(settings.out)
+        if settings.plots:
+            new_figure(1.0, 1.0)
     # Every question as if it were the first, unless standing questions are what is measured.
     with loaded(replace(settings.config, reuse_prefix=settings.standing)) as pipeline:
         methods = settings.methods or (pipeline.default_budget.method,)
@@ -248,6 +252,20 @@ def _write(settings: Settings, report: dict[str, Any]) -> None:
     write_json(settings.out / JSON_FILE, report)
     if settings.plots:
         write_plots(report, settings.out)
+
+
+def require_folder(folder: Path) -> None:
+    """Make the folder of a report and see that files can be written there.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--out {folder}: cannot be written ({error.strerror})") from error
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from edge_atp.cost_model.store import (
     calibration_path,
     load_calibration,
     read_calibration,
+    require_writable,
     write_calibration,
 )
 
@@ -33,5 +34,6 @@ __all__ = [
     "load_calibration",
     "nonnegative_least_squares",
     "read_calibration",
+    "require_writable",
     "write_calibration",
 ]

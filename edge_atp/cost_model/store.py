@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,19 +42,39 @@ def write_calibration(model: CostModel, path: Path) -> Path:
     """
     content = {"format_version": FORMAT_VERSION, **asdict(model)}
     content["terms"] = {stage: list(terms) for stage, terms in STAGE_TERMS.items()}
+    with _partial(path) as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+    return path
+
+
+def require_writable(path: Path) -> None:
+    """Find out before minutes of measuring whether a calibration can be written there.
+
+    Raises:
+        ArtifactError: it cannot.
+    """
+    with _partial(path) as partial:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        partial.touch()
+
+
+@contextlib.contextmanager
+def _partial(path: Path) -> Iterator[Path]:
+    """A file beside ``path`` that is gone afterwards, unless it was renamed."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        yield partial
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         raise ArtifactError(
             f"calibration cannot be written to {path} ({error.strerror}); give --out, or set"
             " XDG_CACHE_HOME to a folder that can be written"
         ) from error
-    return path
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def read_calibration(path: Path) -> CostModel:

@@ -38,13 +38,14 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """Such as "dense", "atp@64", "atp[alpha=0.25,raw]@64"."""
+        """Such as "dense", "atp@64", "atp[alpha=0.25,raw]@64"; "vtw", which takes no budget."""
         if self.method == DENSE:
             return DENSE
         options = [] if self.alpha is None else [f"alpha={self.alpha:g}"]
         options += [self.relevance_source] if self.relevance_source else []
         suffix = f"[{','.join(options)}]" if options else ""
-        return f"{self.method}{suffix}@{self.num_kept}"
+        budget = f"@{self.num_kept}" if self.num_kept else ""
+        return f"{self.method}{suffix}{budget}"
 
     def prune_spec(self) -> PruneSpec:
         """The request that asks for this arm."""
@@ -95,9 +96,10 @@ def plan_arms(
     num_patches: int,
     manifest: Manifest | None = None,
 ) -> tuple[Arm, ...]:
-    """Dense, then every method at every budget below ``num_patches``.
+    """Dense, then every method at every budget below ``num_patches``, largest first.
 
-    Keeping all N tokens is the identity for every method, so K = N is the dense arm.
+    Keeping all N tokens is the identity for every method, so K = N is the dense arm. A method that
+    takes no budget is one arm.
     Args:
         manifest: of the model asked, for methods that cut inside it.
     Raises:
@@ -117,7 +119,7 @@ def plan_arms(
             require_graphs(pruner, manifest)
     budgets = sorted({keep for keep in keeps if keep < num_patches}, reverse=True)
     chosen = [method for method in dict.fromkeys(methods) if method != "none"]
-    return (
-        dense_arm(num_patches),
-        *dict.fromkeys(arm_of(method, keep) for method in chosen for keep in budgets),
-    )
+    arms = [dense_arm(num_patches)]
+    for method in chosen:
+        arms += [Arm(method, keep) for keep in (budgets if takes_budget(method) else (0,))]
+    return tuple(arms)

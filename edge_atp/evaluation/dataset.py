@@ -144,8 +144,8 @@ def _read_index(folder: Path) -> dict[str, Any]:
         index = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DatasetError(
-            f"{path}: {error.strerror}; a labelled data set is a folder with {INDEX_FILE},"
-            f" {QUESTIONS_FILE} and images"
+            f"{path.absolute()}: {error.strerror}; a labelled data set is a folder with"
+            f" {INDEX_FILE}, {QUESTIONS_FILE} and images"
         ) from error
     except ValueError as error:
         raise DatasetError(f"{path}: not JSON ({error}); write the data set again") from error

@@ -2,7 +2,8 @@
 
 Backends by name: ``ort-cpu``, ``ort-cuda``, ``ort-cuda-graph`` (CUDA, decode steps replayed as one
 CUDA graph) and ``ort-trt`` (TensorRT inside ONNX Runtime: engines are built when a graph is first
-opened on a device and cached there, one for each profile). What needs a GPU has not been run on one yet.
+opened on a device and cached there, one for each profile). What needs a GPU has not been run on
+one yet.
 """
 
 from __future__ import annotations

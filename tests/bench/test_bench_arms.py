@@ -7,7 +7,7 @@ import pytest
 from edge_atp.bench.arms import plan_bench_arms
 from edge_atp.bench.dimensions import model_spec, plan_of
 from edge_atp.errors import ConfigError
-from edge_atp.evaluation.arms import Arm
+from edge_atp.evaluation.arms import Arm, plan_arms
 from edge_atp.flops import account, named
 from edge_atp.types import Policy
 
@@ -44,6 +44,14 @@ def test_a_model_in_pieces_runs_methods_that_cut_inside_it(manifest):
     # It drops every token at one layer, so that no number can be asked for.
     assert arms[2].prune_spec().policy is Policy.NODE_DEFAULT
     assert arms[1].prune_spec().max_visual_tokens == 64
+
+
+def test_benchmark_and_evaluation_name_their_arms_alike(manifest):
+    pieces = in_pieces(manifest)
+    methods = ("atp", "vtw", "fastv")
+    assert plan_bench_arms(methods, (64, 32), pieces) == plan_arms(methods, (64, 32), 256, pieces)
+    # Without a budget below N a method that takes none is measured all the same.
+    assert [arm.name for arm in plan_bench_arms(methods, (256,), pieces)] == ["dense", "vtw"]
 
 
 def test_flops_of_cuts_inside_a_shallow_model_are_counted_where_they_happen(manifest):

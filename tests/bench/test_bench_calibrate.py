@@ -4,13 +4,17 @@ import itertools
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from edge_atp.bench import calibrate
 from edge_atp.bench.calibrate import check, fit_model, plan_grid, to_sample
 from edge_atp.bench.measure import Run
 from edge_atp.bench.questions import BUILT_IN, Question
+from edge_atp.bench.run import Settings, bench
 from edge_atp.bench.stages import STAGES
-from edge_atp.cost_model import Identity
-from edge_atp.errors import ConfigError
+from edge_atp.config import PipelineConfig
+from edge_atp.cost_model import Identity, require_writable
+from edge_atp.errors import ArtifactError, ConfigError
 
 IDENTITY = Identity("tiny", "a" * 64, "ort-cpu", "Test CPU, 2 cores")
 
@@ -93,3 +97,16 @@ def test_questions_that_do_not_fit_the_model_are_left_out(timed_pipeline):
     assert {p.question for p in points} == {BUILT_IN[2]}
     with pytest.raises(ConfigError, match="none of them is short enough"):
         plan_grid(timed_pipeline, [endless], (1.0,), (1,))
+
+
+def test_a_place_that_cannot_be_written_is_found_before_measuring(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "folder.json").mkdir()
+    monkeypatch.setattr(calibrate, "_measured", lambda *arguments: pytest.fail("measured first"))
+    for out in (tmp_path / "file" / "a.json", tmp_path / "folder.json"):
+        with pytest.raises(ArtifactError, match=r"cannot be written to .*give --out"):
+            calibrate.calibrate(PipelineConfig(), Console(quiet=True), out=out)
+    with pytest.raises(ConfigError, match=r"--out .*file/bench: cannot be written"):
+        bench(Settings(PipelineConfig(), out=tmp_path / "file" / "bench"), Console(quiet=True))
+    require_writable(tmp_path / "new" / "a.json")
+    assert not list((tmp_path / "new").iterdir())

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,12 @@ def test_an_edited_question_file_is_refused(squares):
 def test_no_folder_says_what_a_data_set_is(tmp_path):
     with pytest.raises(DatasetError, match=r"is a folder with dataset.json"):
         LabelledDataset.open(tmp_path / "nothing")
+
+
+def test_a_relative_folder_is_named_in_full(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DatasetError, match=re.escape(str(tmp_path / "dataset.json"))):
+        LabelledDataset.open(".")
 
 
 def test_another_version_is_refused(squares):
