@@ -140,5 +140,17 @@ def test_the_profile_uses_every_transport_it_describes_and_no_other():
     assert rtps.findtext(f"{NAMESPACE}useBuiltinTransports") == "false"
 
 
+@pytest.mark.parametrize("path", [PROFILE, LITTLE_MEMORY_PROFILE], ids=lambda path: path.stem)
+def test_what_was_not_taken_is_soon_sent_again(path):
+    """By every writer; with Fast DDS's own 3 s an answer or a service call could be as late."""
+    writer = ET.parse(path).getroot().find(f"{NAMESPACE}data_writer")
+    period = writer.find(f"{NAMESPACE}times/{NAMESPACE}heartbeatPeriod")
+    seconds = int(period.findtext(f"{NAMESPACE}sec"))
+    nanoseconds = int(period.findtext(f"{NAMESPACE}nanosec"))
+
+    assert writer.get("is_default_profile") == "true"
+    assert 0 < seconds * 10**9 + nanoseconds <= 10**8
+
+
 if __name__ == "__main__":
     {"publish": publish, "subscribe": subscribe}[sys.argv[1]]()
