@@ -140,6 +140,15 @@ def test_a_single_camera_keeps_one_frame():
     assert len(feed.cameras._slots["a"].recent) == 1
 
 
+def test_without_a_tolerance_nothing_is_kept_to_match_with():
+    feed = Feed("a", "b", history=100, tolerance_ms=0.0)
+    for number in range(5):
+        feed.send("a", number * 100)
+    feed.send("b", 0)
+    assert len(feed.cameras._slots["a"].recent) == 1
+    assert feed.newest("a", "b") == [400, 0]
+
+
 def test_a_malformed_message_is_the_newest_and_says_so_when_read():
     feed = Feed("a")
     feed.send("a", 0)
