@@ -9,7 +9,7 @@ PYTEST := python -m pytest $(foreach plugin,launch_testing launch_ros launch_pyt
   launch_testing_ros launch_testing_ros_pytest_entrypoint,-p no:$(plugin))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-sim setup-test demo sim test lint format typecheck build model bench clean distclean
+.PHONY: help setup setup-sim setup-test demo sim test lint format typecheck build model models-onnx bench clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,13 @@ build: ## build ros_ws again, even if nothing changed
 
 model: setup-test ## train the default model, scenes to checkpoint, into out/warehouse_tiny (hours; resumes)
 	$(BIN)/python -m models.warehouse_tiny.train --stage all --resume
+
+# Name and precision of each as models/warehouse_tiny.yaml lists them; nothing needs calibration data.
+models-onnx: setup-test ## export the committed directories of the default model again (a minute)
+	$(BIN)/python -m export --model models/warehouse_tiny.yaml --overwrite \
+	  --out models/warehouse_tiny/onnx
+	$(BIN)/python -m export --model models/warehouse_tiny.yaml --overwrite --precision int8 \
+	  --out models/warehouse_tiny/onnx_int8
 
 bench: setup ## time every pruning method's selection (minutes)
 	$(BIN)/python -m benchmarks.selection

@@ -25,7 +25,8 @@ class PipelineConfig:
     """What a pipeline is made of and its defaults for questions that do not say otherwise."""
 
     model: str = _setting(
-        "warehouse_tiny", "model directory, or the name of a model shipped with the project"
+        "warehouse_tiny",
+        "model directory, or a model shipped with the project: its name, or name:fp32, name:int8",
     )
     engine: str = _setting("auto", "inference backend: auto, ort (ort-cpu, ort-cuda) or trt")
     method: str = _setting("", "pruning method; empty: the model's own default")

@@ -36,6 +36,7 @@ class Precision:
     dialects: dialects that have the operators; empty for all.
     calibrated: kinds of graphs written as Q/DQ with ranges from ``calibration.calibrate``.
     stated: what the manifest says about the quantisation.
+    backends: those that have the operators, by name; empty for all that read the dialect.
     """
 
     compute: str
@@ -44,6 +45,7 @@ class Precision:
     dialects: tuple[str, ...] = ()
     calibrated: tuple[str, ...] = ()
     stated: Mapping[str, str] = field(default_factory=dict)
+    backends: tuple[str, ...] = ()
 
     def form(self, kind: str, ranges: Mapping[str, Ranges]) -> LinearForm:
         """The linear form of graphs of that kind.
@@ -116,7 +118,12 @@ _ALL = (
             _QUANTISED,
             _DYNAMIC_INT8,
             ("ort-gqa",),
-            stated={"weights": "int8 per channel", "activations": "int8 at run time"},
+            stated={
+                "weights": "int8 per channel, 7 bits of it used",
+                "activations": "uint8 at run time, per tensor",
+            },
+            # Elsewhere ONNX Runtime would copy every operand to the CPU and back, and say nothing.
+            backends=("ort-cpu",),
         ),
     ),
     (

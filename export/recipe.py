@@ -286,7 +286,10 @@ def _manifest(sources: Sources) -> m.Manifest:
             settings.max_text_tokens,
         ),
         precision=m.PrecisionSpec(
-            settings.precision, _weight_storage(model), _quantisation(settings)
+            settings.precision,
+            _weight_storage(model),
+            _quantisation(settings),
+            get_precision(settings.precision, settings.dialect).backends,
         ),
         text_tower=_text_tower_spec(tower) if tower else None,
     )

@@ -19,10 +19,24 @@ BAG = REPOSITORY / "launch" / "bags" / "warehouse_cell"
 
 @pytest.fixture(scope="session")
 def pipeline():
-    """The shipped default model, loaded once."""
+    """The shipped default model as this machine runs it, loaded once."""
     from edge_atp.pipeline import Pipeline
 
     loaded = Pipeline.load()
+    yield loaded
+    loaded.close()
+
+
+@pytest.fixture(scope="session")
+def float_pipeline():
+    """The shipped default model in float32: two ways to compute the same must agree closely.
+
+    With activations quantised at run time, by the range of what is computed at once, they do not.
+    """
+    from edge_atp.config import PipelineConfig
+    from edge_atp.pipeline import Pipeline
+
+    loaded = Pipeline.load(PipelineConfig(model="warehouse_tiny:fp32"))
     yield loaded
     loaded.close()
 

@@ -98,10 +98,10 @@ def test_which_turn_goes_first(images, new_images, left):
 
 
 @pytest.mark.parametrize("keep", [PruneSpec(), PruneSpec(Policy.OFF)])
-def test_a_conversation_answers_like_a_prefill_of_the_whole_history(pipeline, frames, keep):
+def test_a_conversation_answers_like_a_prefill_of_the_whole_history(float_pipeline, frames, keep):
     """Kept keys and values against the same history computed from its beginning each time."""
-    engine = pipeline.engine
-    follower = configured(pipeline)
+    engine = float_pipeline.engine
+    follower = configured(float_pipeline)
     history, before = (), 0
     for number, text in enumerate(QUESTIONS):
         new = [frames[0]] if number == 0 else []

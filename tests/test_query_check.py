@@ -64,13 +64,15 @@ def test_the_answer_is_the_most_probable_choice(pipeline, frame):
     assert answer.times.prefill > 0
 
 
-def test_bounding_the_improbable_changes_nothing(pipeline, frame):
+def test_bounding_the_improbable_changes_nothing(float_pipeline, frame):
     """The pipeline's probabilities against every choice computed to its end."""
-    answer = pipeline.answer(Query(WHAT, choices=SLOTS), [frame])
-    encoding = pipeline.encode(frame)
+    answer = float_pipeline.answer(Query(WHAT, choices=SLOTS), [frame])
+    encoding = float_pipeline.encode(frame)
     kept = np.flatnonzero(answer.masks[0].kept)
-    image = pipeline.engine.project(encoding.vision.patch_features, kept)
-    scores = pipeline.engine.score_choices(pipeline.engine.embed_prompt(WHAT, [image]), SLOTS)
+    image = float_pipeline.engine.project(encoding.vision.patch_features, kept)
+    scores = float_pipeline.engine.score_choices(
+        float_pipeline.engine.embed_prompt(WHAT, [image]), SLOTS
+    )
     np.testing.assert_allclose(answer.choice_probs, scores.probabilities, atol=1e-6)
 
 

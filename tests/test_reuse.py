@@ -28,8 +28,11 @@ def result(answer):
 
 
 @pytest.mark.parametrize("keep", [PruneSpec(), PruneSpec(Policy.OFF)])
-def test_the_kept_prefix_changes_no_token(pipeline, frames, keep):
-    with_prefix, without = configured(pipeline), configured(pipeline, reuse_prefix=False)
+def test_the_kept_prefix_changes_no_token(float_pipeline, frames, keep):
+    with_prefix, without = (
+        configured(float_pipeline),
+        configured(float_pipeline, reuse_prefix=False),
+    )
     for frame in frames:
         for text in QUESTIONS:
             kept = with_prefix.answer(Query(text, prune=keep), [frame])
@@ -37,7 +40,7 @@ def test_the_kept_prefix_changes_no_token(pipeline, frames, keep):
             assert result(kept) == result(anew)
             assert kept.confidence == pytest.approx(anew.confidence, abs=1e-4)
             assert anew.reused.kv_tokens == 0
-    prefix = pipeline.engine.prompt_tokens(QUESTIONS[0], 1).is_image.argmax()
+    prefix = float_pipeline.engine.prompt_tokens(QUESTIONS[0], 1).is_image.argmax()
     assert with_prefix.answer(Query(QUESTIONS[0]), [frames[0]]).reused.kv_tokens == 0
     assert with_prefix.answer(Query(QUESTIONS[1]), [frames[0]]).reused.kv_tokens == prefix > 0
 

@@ -111,7 +111,7 @@ def _model(
     """Dimensions, where they are from, and the prompt's text tokens per kind of answer."""
     if name in MODELS:
         return named(name), "published configuration", {SHORT: _KNOWN_TEXT_TOKENS}
-    directory = ModelDirectory.open(find_model(name))
+    directory = ModelDirectory.open(find_model(name).path)
     manifest = directory.manifest
     spec, source = model_spec(manifest, checkpoint)
     prompt = PromptTokenizer(load_tokenizer(directory.file("tokenizer")), manifest.prompt)
@@ -126,7 +126,8 @@ def _model(
 def _default_methods(model: str) -> tuple[str, ...]:
     if model in MODELS:
         return ("atp",)
-    return (ModelDirectory.open(find_model(model), verify=False).manifest.selection.method,)
+    directory = ModelDirectory.open(find_model(model).path, verify=False)
+    return (directory.manifest.selection.method,)
 
 
 def _arms(

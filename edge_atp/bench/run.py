@@ -39,9 +39,7 @@ from edge_atp.errors import ConfigError
 from edge_atp.evaluation.arms import Arm
 from edge_atp.evaluation.figures import new_figure
 from edge_atp.machine import read_machine
-from edge_atp.runtime.engine import Engine
-from edge_atp.runtime.find_model import find_model
-from edge_atp.runtime.model_dir import ModelDirectory
+from edge_atp.runtime.loading import load_engine
 from edge_atp.runtime.running import running
 from edge_atp.types import Frame
 
@@ -126,10 +124,9 @@ def bench(settings: Settings, console: Console) -> dict[str, Any]:
 @contextmanager
 def loaded(config: PipelineConfig) -> Iterator[TimedPipeline]:
     """A pipeline with a stopwatch on a freshly loaded engine."""
-    directory = ModelDirectory.open(find_model(config.model))
-    engine = Engine.load(directory, config.engine, num_threads=config.num_threads)
+    engine = load_engine(config.model, config.engine, num_threads=config.num_threads)
     try:
-        yield TimedPipeline(engine, directory, config)
+        yield TimedPipeline(engine, engine.directory, config)
     finally:
         engine.close()
 

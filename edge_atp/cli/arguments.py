@@ -9,7 +9,7 @@ from edge_atp.errors import ConfigError
 from edge_atp.runtime.in_model import in_model_methods
 
 DEFAULT_MODEL = "warehouse_tiny"
-MODEL_HELP = "model directory, or the name of a shipped model"
+MODEL_HELP = "model directory, or a shipped model: NAME, or NAME:fp32, NAME:int8"
 
 # A parser, or one of its groups.
 Parser = argparse._ActionsContainer

@@ -1,7 +1,8 @@
 """Show a model directory; every file's hash is checked on the way.
 
 examples:
-  edge-atp info                       # the shipped default model
+  edge-atp info                       # the shipped default model, as this machine runs it
+  edge-atp info warehouse_tiny:fp32      # another of its exports
   edge-atp info path/to/model --json     # the manifest
   edge-atp info path/to/model --verify   # does this machine compute the same model?
 """
@@ -38,11 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check and print the model directory."""
-    directory = ModelDirectory.open(find_model(args.model))
+    found = find_model(args.model, args.engine)
+    directory = ModelDirectory.open(found.path)
     if args.json:
         print(json.dumps(asdict(directory.manifest), default=str, indent=2))
         return 0
-    _print(directory)
+    _print(directory, found.reason)
     return _verify(directory, args.engine, args.threads) if args.verify else 0
 
 
@@ -60,13 +62,18 @@ def _verify(directory: ModelDirectory, backend: str, num_threads: int) -> int:
     return 0 if report.passed else 1
 
 
-def _print(directory: ModelDirectory) -> None:
+def _print(directory: ModelDirectory, reason: str) -> None:
     console = Console(highlight=False)
     manifest = directory.manifest
     vision, llm, selection = manifest.vision, manifest.llm, manifest.selection
     grid = vision.patch_grid
     console.print(f"[bold]{manifest.model_id}[/bold]  {directory.path}")
+    if reason:
+        console.print(f"[dim]{reason}[/dim]", soft_wrap=True)
+    precision = manifest.precision
     console.print(
+        f"precision: {precision.compute}, runs on"
+        f" {', '.join(precision.backends) or 'every backend that reads its dialect'}\n"
         f"image {manifest.preprocess.size} px ({manifest.preprocess.resize}),"
         f" {vision.num_patches} visual tokens ({grid.rows} x {grid.cols})\n"
         f"language model: {llm.layers} layers, hidden {llm.hidden}, {llm.heads} heads"

@@ -24,9 +24,7 @@ from edge_atp.evaluation.grounding import target_kept
 from edge_atp.evaluation.labels import Example
 from edge_atp.evaluation.records import ArmAnswer, FinishedTask, Record
 from edge_atp.pipeline import Encoding, Pipeline
-from edge_atp.runtime.engine import Engine
-from edge_atp.runtime.find_model import find_model
-from edge_atp.runtime.model_dir import ModelDirectory
+from edge_atp.runtime.loading import load_engine
 from edge_atp.timing import StageClock
 from edge_atp.types import Frame, Query
 
@@ -61,8 +59,8 @@ class Answerer:
     def __init__(self, dataset: LabelledDataset, config: PipelineConfig) -> None:
         self._dataset = dataset
         self._config = config
-        self._directory = ModelDirectory.open(find_model(config.model))
-        self.engine = Engine.load(self._directory, config.engine, num_threads=config.num_threads)
+        self.engine = load_engine(config.model, config.engine, num_threads=config.num_threads)
+        self._directory = self.engine.directory
         self._examples = dict(dataset.by_image())
         self._choices = AnswerSets(dataset.examples, dataset.families, config.max_choices)
 

@@ -129,7 +129,8 @@ def open_both(settings: Settings) -> tuple[LabelledDataset, ModelDirectory]:
     Raises:
         DatasetError: the data set's target masks are of another patch grid than the model's.
     """
-    directory = ModelDirectory.open(find_model(settings.config.model))
+    found = find_model(settings.config.model, settings.config.engine)
+    directory = ModelDirectory.open(found.path)
     dataset = LabelledDataset.open(settings.dataset, settings.limit)
     vision = directory.manifest.vision.patch_grid
     if dataset.grid != PatchGrid(vision.rows, vision.cols):
@@ -193,11 +194,13 @@ def describe_run(
     settings: Settings, dataset: LabelledDataset, directory: ModelDirectory, complete: bool
 ) -> dict[str, Any]:
     """What the numbers were measured on."""
-    backend, reason = sessions.choose(settings.config.engine)
+    backend, reason = sessions.choose_for(directory.manifest, settings.config.engine)
     return {
         "edge_atp": __version__,
         "model_id": directory.manifest.model_id,
         "model_source_sha256": directory.manifest.source.sha256,
+        "manifest_sha256": file_sha256(directory.path / FILE_NAME),
+        "precision": directory.manifest.precision.compute,
         "backend": backend,
         "backend_reason": reason,
         "machine": platform.machine(),

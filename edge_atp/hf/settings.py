@@ -19,7 +19,7 @@ from edge_atp.hf.attach import Handle, attach
 from edge_atp.pruning.registry import option_names
 
 # Keys of the file that other readers use.
-_OTHER_READERS = frozenset({"prompt", "export"})
+_OTHER_READERS = frozenset({"prompt", "export", "directories"})
 # Names that the exporter's part of the file gives to the same settings.
 _EXPORT_NAMES = {
     "checkpoint": "checkpoint",

@@ -99,7 +99,7 @@ class Engine:
             ConfigError, BackendUnavailableError: the backend is unknown or cannot run here.
             ArtifactError: a graph or table is damaged.
         """
-        name, reason = sessions.choose(backend, has_engines=bool(directory.manifest.engines))
+        name, reason = sessions.choose_for(directory.manifest, backend)
         return cls(directory, name, reason, SessionOptions(num_threads))
 
     @property

@@ -231,11 +231,15 @@ class TextTowerSpec:
 
 @dataclass(frozen=True)
 class PrecisionSpec:
-    """What graphs compute in, and how weights are stored in the files."""
+    """What graphs compute in, and how weights are stored in the files.
+
+    backends: those that have the operators it is written in, by name; empty for all.
+    """
 
     compute: str
     weight_storage: str
     quantisation: dict[str, Any] = field(default_factory=dict)
+    backends: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -49,13 +49,13 @@ def test_only_methods_that_read_the_question_pay_for_its_encoder(timed_pipeline)
     assert timed_pipeline.engine.encode_text(BUILT_IN[0].text) is embeds
 
 
-def test_every_answer_is_the_pipelines_own(timed_pipeline, pipeline):
+def test_every_answer_is_the_pipelines_own(timed_pipeline, float_pipeline):
     from edge_atp.types import Query
 
     arm = Arm("atp", 64)
     run = contender(timed_pipeline, arm).answer(BUILT_IN[0], 0)
     query = Query(BUILT_IN[0].text, max_new_tokens=3, prune=arm.prune_spec())
-    answer = pipeline.answer(query, [Frame(drawn_picture())])
+    answer = float_pipeline.answer(query, [Frame(drawn_picture())])
     assert run.token_ids == answer.token_ids
     assert run.text_tokens == answer.tokens.prompt_text
 

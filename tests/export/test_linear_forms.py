@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto
@@ -73,6 +74,22 @@ def test_int8_keeps_the_peak_of_each_channel() -> None:
     codes, scale = int8_per_channel(weight)
     np.testing.assert_array_equal(codes, [[64, 0, -127], [-127, 0, 64]])
     np.testing.assert_allclose(scale, [2 / 127, 1.0, 5 / 127])
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_no_pair_of_dynamic_int8_products_leaves_sixteen_bits(sign: int, tmp_path: Path) -> None:
+    """x86 without VNNI adds u8 * s8 products two by two in int16: the worst of them must fit, or
+    that processor computes something else (0.41 of the result with 8-bit weights on emulated AVX2).
+    """
+    weight = np.full((64, 8), sign * 0.3, np.float32)
+    weight[5] = 0.1
+    run(dynamic_int8_linear, weight, None, tmp_path)
+    graph = onnx.load(str(tmp_path / "linear.onnx")).graph
+    codes = next(
+        onnx.numpy_helper.to_array(i) for i in graph.initializer if i.name.endswith("weight_int8")
+    )
+    assert np.abs(codes).max() == 64
+    assert 2 * 255 * int(np.abs(codes.astype(int)).max()) < 2**15
 
 
 def test_four_bit_codes_by_hand() -> None:

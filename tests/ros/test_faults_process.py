@@ -39,7 +39,7 @@ def test_engine_files_removed_while_running_do_no_harm_until_they_are_needed(
     client, start_process, tmp_path
 ):
     model = tmp_path / "model"
-    shutil.copytree(find_model("warehouse_tiny"), model)
+    shutil.copytree(find_model("warehouse_tiny").path, model)
     process = start_vlm_node(start_process, f"model:={model}")
     client.wait_until_active()
     before = client.ask_about(make_image(pattern()))
@@ -57,7 +57,7 @@ def test_engine_files_removed_while_running_do_no_harm_until_they_are_needed(
     assert str(model) in process.wait_for("configure failed")
     assert "Traceback" not in process.output()
 
-    shutil.copytree(find_model("warehouse_tiny"), model)
+    shutil.copytree(find_model("warehouse_tiny").path, model)
     assert client.change_state(Transition.TRANSITION_CONFIGURE)
     assert client.change_state(Transition.TRANSITION_ACTIVATE)
     client.wait_until_active()

@@ -39,7 +39,7 @@ def client():
 def damaged_model(tmp_path_factory):
     """A copy of the default model that tests damage and mend."""
     path = tmp_path_factory.mktemp("model") / "copy"
-    shutil.copytree(find_model("warehouse_tiny"), path)
+    shutil.copytree(find_model("warehouse_tiny").path, path)
     return path
 
 
@@ -97,7 +97,7 @@ def test_a_damaged_model_is_refused_at_configure_until_it_is_mended(
         assert client.state() == "unconfigured"
         seen = len(output)
         shutil.rmtree(damaged_model)
-        shutil.copytree(find_model("warehouse_tiny"), damaged_model)
+        shutil.copytree(find_model("warehouse_tiny").path, damaged_model)
 
     assert client.change_state(Transition.TRANSITION_CONFIGURE)
     assert client.state() == "inactive"

@@ -17,7 +17,7 @@ METHODS = (*available("in_encoder"), *available("in_llm"))
 
 
 def manifest(encoder: int, llm: int, group: int = 1, block: int = 1) -> Manifest:
-    shipped = read_manifest(find_model("warehouse_tiny") / FILE_NAME)
+    shipped = read_manifest(find_model("warehouse_tiny").path / FILE_NAME)
     vision = replace(shipped.vision, layers=encoder, feature_layer=-2, group_layers=group)
     return replace(shipped, vision=vision, llm=replace(shipped.llm, layers=llm, block_layers=block))
 

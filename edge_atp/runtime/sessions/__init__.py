@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from edge_atp.errors import BackendUnavailableError, ConfigError
+from edge_atp.runtime.manifest import Manifest
 from edge_atp.runtime.sessions.base import Candidate, Session, SessionOptions
 
 _INFRASTRUCTURE = frozenset({"base"})
@@ -24,6 +25,10 @@ _PREFERENCE = ("trt", "ort-cuda", "ort-cpu")
 _ONLY_BY_NAME = frozenset({"ort-trt", "ort-cuda-graph"})
 # Backends that run files built on the device beforehand.
 _NEED_ENGINES = frozenset({"trt"})
+_OTHER_EXPORT = (
+    "take a float directory (NAME:fp32 of a shipped model, else `python -m export` without"
+    " --precision int8), or for TensorRT int8 one of --precision int8 --dialect prim18"
+)
 
 
 def available() -> tuple[str, ...]:
@@ -43,19 +48,25 @@ def probe(name: str) -> Candidate:
     return result
 
 
-def choose(name: str, *, has_engines: bool = False) -> tuple[str, str]:
+def choose(
+    name: str, *, has_engines: bool = False, runs_on: tuple[str, ...] = ()
+) -> tuple[str, str]:
     """Resolve a requested backend to one that can run, and the reason for the choice.
 
     Args:
         name: a backend's name; a module's, for the best of its variants ("ort": CUDA or CPU); or
             "auto" for the best of all.
         has_engines: the model directory holds TensorRT engines; without, auto passes over trt.
+        runs_on: backends that have the directory's operators; empty for all.
     Raises:
         ConfigError: unknown name; the choices are listed.
         BackendUnavailableError: it cannot run here, and why. A named backend never falls back.
     """
     names = available()
+    lacking = f"the model directory holds int8 operators that only {', '.join(runs_on)} has"
     if name in names:
+        if runs_on and name not in runs_on:
+            raise BackendUnavailableError(f"backend {name} cannot run: {lacking}; {_OTHER_EXPORT}")
         candidate = probe(name)
         if not candidate.available:
             raise BackendUnavailableError(f"backend {name} cannot run: {candidate.reason}")
@@ -66,14 +77,21 @@ def choose(name: str, *, has_engines: bool = False) -> tuple[str, str]:
     rejected: list[str] = []
     tried = [n for n in names if name in (AUTO, _module_of(n)) and n not in _ONLY_BY_NAME]
     for candidate in map(probe, tried):
-        if candidate.name in _NEED_ENGINES and candidate.available and not has_engines:
+        if not candidate.available:
+            rejected.append(f"{candidate.name}: {candidate.reason}")
+        elif runs_on and candidate.name not in runs_on:
+            rejected.append(f"{candidate.name}: {lacking}; {_OTHER_EXPORT}")
+        elif candidate.name in _NEED_ENGINES and not has_engines:
             rejected.append(f"{candidate.name}: the model directory holds no engines")
-        elif candidate.available:
+        else:
             skipped = f"; not {'; not '.join(rejected)}" if rejected else ""
             return candidate.name, f"{name} chose {candidate.name}: {candidate.reason}{skipped}"
-        else:
-            rejected.append(f"{candidate.name}: {candidate.reason}")
     raise BackendUnavailableError(f"no {name} backend can run here: {'; '.join(rejected)}")
+
+
+def choose_for(manifest: Manifest, name: str) -> tuple[str, str]:
+    """``choose`` for a model directory, by what its manifest says of operators and engines."""
+    return choose(name, has_engines=bool(manifest.engines), runs_on=manifest.precision.backends)
 
 
 def open_session(path: Path, name: str, options: SessionOptions) -> Session:

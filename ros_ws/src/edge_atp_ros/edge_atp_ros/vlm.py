@@ -210,6 +210,7 @@ class VlmNode(LifecycleNode):
         self._announce()
         self.get_logger().info(
             f"configured: model {pipeline.manifest.model_id} on {pipeline.engine.backend}"
+            f" ({pipeline.engine.backend_reason})"
         )
 
     def _new_worker(self, answerer: Answerer) -> Worker:
