@@ -24,11 +24,9 @@ from edge_atp.errors import BudgetExceededError, ConfigError, InvalidQueryError
 from edge_atp.frame_reuse import FrameMemory
 from edge_atp.interruption import Interruption
 from edge_atp.latency_budget import LatencyBudget, find_latency_budget
-from edge_atp.early_cut import check_cut, layer_cuts, on_whole_grid, rows_of
 from edge_atp.preprocess import Preprocessor
 from edge_atp.query_check import check_query
 from edge_atp.responding import FINISHED, choose, generate
-from edge_atp.runtime.cut_encoder import CutEncoder, require_cut, split_method
 from edge_atp.runtime.depth import fit_options
 from edge_atp.runtime.engine import Engine
 from edge_atp.runtime.in_model import cuts_encoder, require_graphs
@@ -51,9 +49,6 @@ from edge_atp.types import (
 )
 
 __all__ = ["Encoding", "Pipeline", "runnable_methods"]
-
-# A method and a weight of the question each; a sweep over weights stays below it.
-_MAX_PRUNERS = 64
 
 
 class Pipeline:
@@ -98,8 +93,6 @@ class Pipeline:
             config.max_conversations, config.conversation_age, config.conversation_memory_mb << 20
         )
         self._cutting = CuttingStages(engine, self.preprocess, self.grid)
-        self._cut_encoder = CutEncoder(engine.open_graph, manifest)
-        self._pruners: dict[tuple[str, float], pruning.Pruner] = {}
         self._frames: FrameMemory[Encoding] = FrameMemory(config.frame_tolerance)
         self._pruner(self.default_budget)  # an unknown default is an error now, not per question
 
@@ -185,11 +178,8 @@ class Pipeline:
             self.engine.check_choices(query.choices)
         for budget in self._budgets(query, num_frames):
             try:
-                pruner = self._pruner(budget)
-                if (method := in_model(pruner)) is not None:
+                if (method := in_model(self._pruner(budget))) is not None:
                     self._cutting.check(method, query, budget)
-                if split_method(budget.method)[0]:
-                    check_cut(self._cut_encoder, pruner, budget, self.grid.num_patches)
             except ConfigError as error:
                 raise InvalidQueryError(f"prune.method: {error}") from error
 
@@ -198,27 +188,21 @@ class Pipeline:
         frame: Frame,
         clock: StageClock | None = None,
         optional: Collection[str] = OPTIONAL_VISION_OUTPUTS,
-        *,
-        cut: bool = False,
     ) -> Encoding:
         """Preprocess and run the vision encoder on one frame, unless it is an unchanged one.
 
         Args:
             optional: which of the outputs that few methods read to fetch; all of them by default,
                 so that the encoding serves every method.
-            cut: with the encoder that drops patches on its way, for methods "cut+NAME".
         """
         clock = clock or StageClock()
         last = self._frames.recall(frame)
-        if last is not None and self._serves(last, optional, cut):
+        if last is not None and last.vision.has(self._put_out(optional)):
             clock.lap("preprocess")
             return replace(last, frame=frame, reused=True)
         pixel_values, region = self.preprocess(frame.image)
         clock.lap("preprocess")
-        if cut:
-            vision = self._cut_encoder.encode(pixel_values)
-        else:
-            vision = self.engine.encode_image(pixel_values, optional)
+        vision = self.engine.encode_image(pixel_values, optional)
         encoding = Encoding(frame, region, vision)
         self._frames.remember(frame, encoding)
         clock.lap("vision_encode")
@@ -226,19 +210,17 @@ class Pipeline:
 
     def select(self, encoding: Encoding, question: str, budget: Budget) -> Selection:
         """Score the patches of one frame against the question and choose those that stay."""
-        pruner, vision = self._pruner(budget), encoding.vision
-        signals = read_signals(self.engine, vision, question, self.grid, pruner)
+        pruner = self._pruner(budget)
+        signals = read_signals(self.engine, encoding.vision, question, self.grid, pruner)
         num_patches = self.grid.num_patches
         scores: Array | None = None
         if budget.policy is Policy.SCORE_MASS:
-            scores = pruner.select(signals, len(vision.patch_features)).scores
-        selection = pruner.select(signals, budget.num_kept(num_patches, scores))
-        return on_whole_grid(selection, vision.place, num_patches)
+            scores = pruner.select(signals, num_patches).scores
+        return pruner.select(signals, budget.num_kept(num_patches, scores))
 
     def close(self) -> None:
         """Release the backend's memory and forget frames and conversations."""
         self._cutting.close()
-        self._cut_encoder.close()
         self.engine.close()
         self.conversations.clear()
         self._frames.clear()
@@ -257,17 +239,14 @@ class Pipeline:
         def fits(seconds: float, method: str) -> int:
             text = len(self.engine.prompt_tokens(query.text, num_images).ids) - num_images
             work = Work(0, text, self._longest(query), num_images, num_images)
-            fitting = self.latency.num_kept(seconds, query.text, work, method)
-            return min(fitting, self._cut_encoder.num_left) if split_method(method)[0] else fitting
+            return self.latency.num_kept(seconds, query.text, work, method)
 
         return plan(spec, self.default_budget, fits)
 
-    def _serves(self, encoding: Encoding, optional: Collection[str], cut: bool) -> bool:
-        """Whether an encoding is of the encoder asked for, with those outputs that it has."""
-        if cut or encoding.vision.place is not None:
-            return cut and encoding.vision.place is not None
+    def _put_out(self, optional: Collection[str]) -> list[str]:
+        """Those of the optional vision outputs that this model's graph has."""
         outputs = {output.name for output in self.manifest.graph("vision").outputs}
-        return encoding.vision.has(name for name in optional if name in outputs)
+        return [name for name in optional if name in outputs]
 
     def _longest(self, query: Query) -> int:
         return query.max_new_tokens or self.config.max_new_tokens
@@ -286,12 +265,11 @@ class Pipeline:
         optional: set[str] = set()
         for budget in work.budgets:
             optional.update(optional_outputs(self._pruner(budget), self.manifest.vision))
-        cut = split_method(work.budgets[0].method)[0]
         if isinstance(frame, Encoding):
-            if self._serves(frame, optional, cut):
+            if frame.vision.has(self._put_out(optional)):
                 return frame
-            frame = frame.frame  # encoded for a method that reads less, or by the other encoder
-        return self.encode(frame, work.clock, optional, cut=cut)
+            frame = frame.frame  # encoded for a method that reads less
+        return self.encode(frame, work.clock, optional)
 
     def _select(self, work: AnswerWork) -> None:
         if work.cut:
@@ -301,8 +279,6 @@ class Pipeline:
         question = work.query.text
         reads_text = "text_embed" in self._pruner(work.budgets[0]).needs
         work.text_known = reads_text and self.engine.remembers_text(question)
-        if split_method(work.budgets[0].method)[0]:
-            work.cuts = layer_cuts(self._cut_encoder, len(work.encodings))
         work.selections = [
             self.select(encoding, question, budget)
             for encoding, budget in zip(work.encodings, work.budgets, strict=False)
@@ -338,37 +314,23 @@ class Pipeline:
         )
 
     def _pruner(self, budget: Budget) -> pruning.Pruner:
-        key = (budget.method, budget.alpha)
-        if key not in self._pruners:
-            # alpha comes with the question: what is remembered must not grow with questions.
-            if len(self._pruners) >= _MAX_PRUNERS:
-                self._pruners.clear()
-            self._pruners[key] = self._make_pruner(budget)
-        return self._pruners[key]
-
-    def _make_pruner(self, budget: Budget) -> pruning.Pruner:
-        cut, name = split_method(budget.method)
-        if cut:
-            require_cut(budget.method, self.manifest)
         offered = {
             "alpha": budget.alpha,
             "relevance_source": self.manifest.selection.relevance_source,
             "seed": self.config.seed,
         }
-        taken = pruning.option_names(name)
-        options = {option: value for option, value in offered.items() if option in taken}
-        options |= fit_options(name, self.manifest)
-        pruner = pruning.load(name, **options)
+        taken = pruning.option_names(budget.method)
+        options = {name: value for name, value in offered.items() if name in taken}
+        options |= fit_options(budget.method, self.manifest)
+        pruner = pruning.load(budget.method, **options)
         if (method := in_model(pruner)) is not None:
             require_graphs(method, self.manifest)
         return pruner
 
     def _project(self, encoding: Encoding, selection: Selection) -> NDArray[np.float32]:
         """(K, H) projected tokens: the kept patches, or what a merging method made of them."""
-        vision = encoding.vision
         if selection.merged is None:
-            rows = rows_of(selection.kept_indices, vision.place)
-            return self.engine.project(vision.patch_features, rows)
+            return self.engine.project(encoding.vision.patch_features, selection.kept_indices)
         every = np.arange(len(selection.merged), dtype=np.int64)
         return self.engine.project(np.asarray(selection.merged), every)
 
