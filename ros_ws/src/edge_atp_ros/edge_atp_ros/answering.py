@@ -7,16 +7,14 @@ raised here ends the thread.
 from __future__ import annotations
 
 import time
-import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from edge_atp_msgs import msg as msgs
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
 from edge_atp import types
-from edge_atp.errors import EdgeAtpError
 from edge_atp.pipeline import Encoding, Pipeline
 from edge_atp_ros.cameras import Cameras
 from edge_atp_ros.convert import set_frames, to_answer, to_mask_array
@@ -29,11 +27,11 @@ from edge_atp_ros.log_line import log_line
 from edge_atp_ros.parameters import NodeSettings
 from edge_atp_ros.publishers import Outputs
 from edge_atp_ros.questions import Intake, Question
+from edge_atp_ros.refusal_log import RefusalLog
 from edge_atp_ros.refusals import (
     CanceledError,
     ExpiredError,
     NoFrameError,
-    RejectedError,
     WithdrawnError,
 )
 
@@ -82,6 +80,7 @@ class Answerer:
         self._outputs = outputs
         self._now_ns = now_ns
         self._logger = logger
+        self._refusal_log = RefusalLog(logger)
         self._estimator = Estimator()
         self._talked_about: OrderedDict[str, FrameSet] = OrderedDict()
 
@@ -109,6 +108,10 @@ class Answerer:
         if question.reply is not None:
             question.reply.begun()
         try:
+            self._require_time(question)
+            _require_wanted(question, stopping)
+            for image in self._images(question):
+                images.append(image)  # one by one: those before a malformed one are named
             answer = self._answer(question, images, stopping)
             headers = [image.header for image in images]
             masks = None
@@ -139,19 +142,8 @@ class Answerer:
         message.frames_dropped = self._intake.answered(question)
         message.latency.total = time.perf_counter() - question.accepted_s
         message.latency.queue_wait = message.latency.total
-        self._log_refusal(question, error, log_line(message))
+        self._refusal_log.write(question, error, message)
         self._deliver(question, message)
-
-    def _log_refusal(self, question: Question, error: BaseException, line: str) -> None:
-        known = isinstance(error, EdgeAtpError)
-        # What comes in floods: more questions than fit, and what fails with each frame.
-        if isinstance(error, RejectedError) or (known and question.standing):
-            self._logger.warning(line, throttle_duration_sec=1.0)
-        elif known:
-            self._logger.warning(line)
-        else:
-            trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-            self._logger.error(f"{line}\n{trace}")
 
     def _deliver(
         self, question: Question, message: msgs.Answer, masks: msgs.PatchMaskArray | None = None
@@ -174,12 +166,9 @@ class Answerer:
     # One answer ------------------------------------------------------------------------------
 
     def _answer(
-        self, question: Question, images: list[CameraImage], stopping: Callable[[], bool]
+        self, question: Question, images: Sequence[CameraImage], stopping: Callable[[], bool]
     ) -> types.Answer:
         loaded, query = self.loaded, question.query
-        self._require_time(question)
-        _require_wanted(question, stopping)
-        self._take(question, images)
         ages_s = check_age(images, self._now_ns(), question.max_frame_age_s)
         encodings, spent = self._encode(loaded, question, images, stopping)
         answer = loaded.pipeline.answer(
@@ -221,20 +210,21 @@ class Answerer:
         if question.deadline_s > 0:
             self._estimator.tried()
 
-    def _take(self, question: Question, images: list[CameraImage]) -> None:
-        """Append the image of each camera of the question.
+    def _images(self, question: Question) -> Iterator[CameraImage]:
+        """The image of each camera of the question, in its order.
 
         Raises:
             NoFrameError: a camera has sent none in time, or none that matches the others'.
             ImageError: a message is malformed.
         """
         if question.images:
-            images.extend(question.images)
+            yield from question.images
             return
         if question.frames is None:
             raise NoFrameError(self._why_no_frames(question))
         self._cameras.use(question.frames)
-        images.extend(self.encodings.read(frame) for frame in question.frames)
+        for frame in question.frames:
+            yield self.encodings.read(frame)
 
     def _why_no_frames(self, question: Question) -> str:
         settings = self.loaded.settings
