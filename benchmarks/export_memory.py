@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,50 +27,28 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import save_file
 
-from benchmarks.shapes import PROMPT, byte_tokenizer
+from benchmarks.shapes import (
+    LLAVA_7B,
+    PROMPT,
+    byte_tokenizer,
+    llama_config,
+    llava_config,
+    save_processor,
+)
 
-FULL_DEPTH = 32
+FULL_DEPTH = LLAVA_7B.llm_layers
 _SHARD_BYTES = 1 << 30
-
-
-def llava_7b(layers: int) -> transformers.LlavaConfig:
-    """LLaVA-1.5-7B with that many language layers and its whole vision encoder."""
-    vision = transformers.CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        image_size=336,
-        patch_size=14,
-    )
-    llm = transformers.LlamaConfig(
-        vocab_size=32064,
-        hidden_size=4096,
-        intermediate_size=11008,
-        num_hidden_layers=layers,
-        num_attention_heads=32,
-        num_key_value_heads=32,
-        max_position_embeddings=4096,
-    )
-    return transformers.LlavaConfig(
-        vision_config=vision.to_dict(),
-        text_config=llm.to_dict(),
-        image_token_index=2,
-        image_seq_length=576,
-    )
 
 
 def write_checkpoint(layers: int, folder: Path) -> int:
     """Write a random float16 checkpoint shard by shard; returns its size in bytes."""
-    config = llava_7b(layers)
+    shape = replace(LLAVA_7B, llm_layers=layers)
+    config = llava_config(shape, llama_config(shape))
     with torch.device("meta"):
         model = transformers.LlavaForConditionalGeneration(config)
     config.architectures = ["LlavaForConditionalGeneration"]
     config.save_pretrained(folder)
-    byte_tokenizer().save(str(folder / "tokenizer.json"))
-    transformers.CLIPImageProcessor(
-        size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}
-    ).save_pretrained(folder)
+    save_processor(folder, byte_tokenizer(), shape.image_size)
     rng = np.random.default_rng(0)
     shard: dict[str, np.ndarray] = {}
     total = number = 0
