@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from benchmarks.process_memory import read
 from edge_atp.errors import ArtifactError
 from edge_atp.runtime.manifest import PromptSpec, TextTowerSpec
 from edge_atp.runtime.text import (
@@ -119,3 +120,18 @@ def test_turns_without_images_lose_the_image_line_and_the_start_token() -> None:
 def test_turn_template_needs_both_slots() -> None:
     with pytest.raises(ArtifactError, match=r"prompt.turn_template must contain \{image\}"):
         PromptSpec("{image}{question}", "<image>", 1, 10, turn_template="{question}")
+
+
+def test_new_words_are_not_remembered_for_ever(tmp_path: Path) -> None:
+    """The library keeps 10,000 of them by default, 0.4 kB each between everything else."""
+    byte_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
+    if not hasattr(tokenizer.model, "_resize_cache"):
+        pytest.skip("this tokenizers release cannot bound what it remembers")
+    tokenizer.encode("warm")
+    before = read().heap_used_mb
+    if np.isnan(before):
+        pytest.skip("the heap's size is not known without glibc 2.33")
+    for number in range(6000):
+        tokenizer.encode(f"is box {number:06d} on the shelf?")
+    assert read().heap_used_mb - before < 1.0
