@@ -30,6 +30,7 @@ from rclpy.node import Node
 from sensor_msgs.msg import Image
 
 NODE = "/vlm_node"
+_VLM_NODE = ("-m", "edge_atp_ros.vlm_node")
 _PATIENCE_S = 240.0
 
 
@@ -39,10 +40,13 @@ class VlmProcess:
     Args:
         parameters: ROS parameters, NAME:=VALUE.
         log_path: gets its output.
+        program: what Python runs.
     """
 
-    def __init__(self, parameters: Sequence[str], log_path: Path) -> None:
-        command = [sys.executable, "-m", "edge_atp_ros.vlm_node", "--ros-args"]
+    def __init__(
+        self, parameters: Sequence[str], log_path: Path, program: Sequence[str] = _VLM_NODE
+    ) -> None:
+        command = [sys.executable, *program, "--ros-args"]
         for parameter in parameters:
             command += ["-p", parameter]
         self._log_path = log_path
@@ -72,6 +76,12 @@ class VlmProcess:
         """Resident set now."""
         return int(self._process.memory_info().rss)
 
+    def suspend(self, seconds: float) -> None:
+        """Stop it for a while."""
+        self._process.suspend()
+        time.sleep(seconds)
+        self._process.resume()
+
     def cpu_s(self) -> float:
         """CPU seconds so far, user and system."""
         times = self._process.cpu_times()
@@ -93,10 +103,10 @@ class VlmProcess:
 
 
 @contextlib.contextmanager
-def vlm_process(*parameters: str) -> Iterator[VlmProcess]:
+def vlm_process(*parameters: str, program: Sequence[str] = _VLM_NODE) -> Iterator[VlmProcess]:
     """A VLM node that ends with the block."""
     with tempfile.TemporaryDirectory() as folder:
-        process = VlmProcess(parameters, Path(folder) / "vlm_node.log")
+        process = VlmProcess(parameters, Path(folder) / "vlm_node.log", program)
         try:
             yield process
         finally:
