@@ -144,35 +144,43 @@ def test_terminated_in_the_middle_of_an_answer_every_question_is_answered(client
     assert process.wait() == 0
     assert {answer.status for answer in answers} == {Answer.STATUS_CANCELED}
     assert answers[0].text, "what was generated so far"
-    assert len(client.answers) == len(ids)
+    given = [answer.query_id for answer in client.answers]
+    assert sorted(given) == sorted(ids), "each is answered once"
     assert "Traceback" not in process.output()
 
 
-def test_questions_lost_before_they_arrive_are_counted(client, start_process):
-    """A node that is suspended, as by a debugger or a far too busy machine."""
+def test_of_more_questions_than_can_arrive_each_is_answered_or_counted(client, start_process):
+    """A node that is suspended, as by a debugger or a far too busy machine: its receive queue
+    overflows, and the writer, which remembers 50 questions, cannot send the others again."""
     process = start_vlm_node(start_process)
     client.wait_until_active()
-    hasty = client.node.create_publisher(Query, "/vlm_node/query", 50)  # remembers 50
-    client.wait(hasty.get_subscription_count, "matched")
+    hasty = client.node.create_publisher(Query, "/vlm_node/query", 50)
+    client.wait(lambda: client.is_heard(hasty), "the node has matched the hasty publisher")
     image = make_image(pattern())
     client.ask_about(image)
-    time.sleep(0.5)
-    process.signal_group(signal.SIGSTOP)
+    before = num_lost(client)
     asked = {f"flood-{number}" for number in range(800)}
+    process.signal_group(signal.SIGSTOP)
     for query_id in sorted(asked):
         hasty.publish(Query(query_id=query_id, text="what is there?" + " " * 300))
     process.signal_group(signal.SIGCONT)
 
-    def lost() -> int:
-        return int(client.diagnostic("/vlm_node", "questions_lost"))
+    def accounted_for() -> int:
+        return num_answered(client, asked) + num_lost(client) - before
 
-    client.wait(lambda: lost() > 0, "the loss is reported")
-    client.wait(lambda: num_answered(client, asked) > 0, "those that arrived are answered")
+    # 3 s at a load of 9 on 2 cores; no more are added, so waiting longer proves nothing less.
+    client.wait(lambda: accounted_for() >= len(asked), "all are accounted for", timeout_s=300.0)
     client.wait(lambda: client.ask().error_code == Answer.ERROR_NONE, "the queue has room again")
     assert_answers(client, client.ask_about(image), image)
-    assert num_answered(client, asked) + lost() <= len(asked)
+    assert accounted_for() == len(asked)
+    assert num_answered(client, asked) > 0
+    assert num_lost(client) > before
     ids = [answer.query_id for answer in client.answers]
     assert len(ids) == len(set(ids)), "none is answered twice"
+
+
+def num_lost(client: VlmClient) -> int:
+    return int(client.diagnostic("/vlm_node", "questions_lost"))
 
 
 def num_answered(client: VlmClient, asked: set[str]) -> int:

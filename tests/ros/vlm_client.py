@@ -118,13 +118,22 @@ class VlmClient:
         self.wait(lambda: all(p.get_subscription_count() for p in publishers), "node is active")
         topics = (f"{self._name}/answer", f"{self._name}/patch_mask", "/diagnostics")
         self.wait(lambda: all(self.node.count_publishers(t) for t in topics), "node publishes")
-        self.wait(self._is_heard, "the node answers")
+        self.wait(self.is_heard, "the node answers")
 
-    def _is_heard(self) -> bool:
-        """Whether a greeting gets its answer soon; one may be lost before its way back is open."""
-        query_id = self.send("")
+    def is_heard(self, publisher: Any = None) -> bool:
+        """Whether a greeting gets its answer soon; one may be lost before its way back is open.
+
+        Args:
+            publisher: of questions, to greet with; the client's own by default.
+        """
+        query_id = f"greeting-{next(_numbers)}"
+        (publisher or self.queries).publish(Query(query_id=query_id))
         with contextlib.suppress(AssertionError):
-            self.answers.remove(self.answer_to(query_id, timeout_s=1.0))
+            self.answer_to(query_id, timeout_s=1.0)
+            with self._changed:  # with the answers to earlier greetings that came late
+                greetings = [a for a in self.answers if a.query_id.startswith("greeting-")]
+                for answer in greetings:
+                    self.answers.remove(answer)
             return True
         return False
 
