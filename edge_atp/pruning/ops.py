@@ -7,10 +7,11 @@ which a blocked matrix product does not promise; see ``similarity`` for whole ma
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, device, to_device
+from array_api_compat import array_namespace, to_device
 from numpy.typing import NDArray
 
 from edge_atp.errors import ShapeError
@@ -19,7 +20,7 @@ from edge_atp.types import Array
 
 def lies_on_host(array: Array) -> bool:
     """Whether the array's memory is the CPU's, so that NumPy can use it without a copy."""
-    return isinstance(array, np.ndarray) or str(device(array)) == "cpu"
+    return isinstance(array, np.ndarray) or str(array.device) == "cpu"
 
 
 def on_host(array: Array) -> NDArray[Any]:
@@ -29,12 +30,16 @@ def on_host(array: Array) -> NDArray[Any]:
     """
     if isinstance(array, np.ndarray):
         return array
-    xp = array_namespace(array)
-    if xp.isdtype(array.dtype, "real floating") and array.dtype != xp.float64:
-        array = as_float32(array)
     # torch refuses to share a tensor that records gradients.
     array = array.detach() if hasattr(array, "detach") else array
-    return np.asarray(to_device(array, "cpu"))
+    if _is_half(array.dtype, array_namespace(array)):
+        array = as_float32(array)
+    return np.asarray(array if lies_on_host(array) else to_device(array, "cpu"))
+
+
+@cache
+def _is_half(dtype: Any, xp: Any) -> bool:
+    return xp.isdtype(dtype, "real floating") and dtype not in (xp.float32, xp.float64)
 
 
 def top_k(scores: Array, k: int) -> Array:
@@ -49,6 +54,8 @@ def top_k(scores: Array, k: int) -> Array:
     xp = array_namespace(scores)
     # Sorting the negated scores ascending keeps stability; descending sorts of some backends
     # reverse equal elements.
+    if isinstance(scores, np.ndarray):
+        return np.argsort(-scores, kind="stable")[:k]
     order = xp.argsort(-scores, stable=True)
     return xp.astype(order[:k], xp.int64, copy=False)
 
@@ -63,16 +70,20 @@ def min_max(scores: Array) -> Array:
     return (scores - low) / span
 
 
-def require_finite(name: str, values: Array) -> None:
+def require_finite(name: str, values: Array) -> float:
     """Refuse NaN and infinity.
 
+    Returns:
+        The lowest value.
     Raises:
         ShapeError: names the signal.
     """
     xp = array_namespace(values)
+    lowest = float(xp.min(values))
     # NaN propagates through min and max and fails the comparison.
-    if not float("-inf") < float(xp.min(values)) <= float(xp.max(values)) < float("inf"):
+    if not float("-inf") < lowest <= float(xp.max(values)) < float("inf"):
         raise ShapeError(f"{name} contains NaN or infinity; check the encoder's precision")
+    return lowest
 
 
 def as_float32(values: Array) -> Array:
@@ -127,8 +138,6 @@ def cosine(vectors: Array, reference: Array) -> Array:
     vectors, reference = as_float32(vectors), as_float32(reference)
     squares = xp.vecdot(vectors, vectors) * xp.vecdot(reference, reference)
     # Squares are finite only if all their terms are, which saves a pass over the vectors.
-    require_finite("patch_embeds or text_embed", squares)
-    norms = xp.sqrt(squares)
-    # 0 / 1 where a vector is zero.
-    norms = xp.where(norms == 0, xp.ones_like(norms), norms)
-    return xp.vecdot(vectors, reference[None, :]) / norms
+    if require_finite("patch_embeds or text_embed", squares) == 0.0:
+        squares = xp.where(squares == 0, xp.ones_like(squares), squares)  # 0 / 1
+    return xp.vecdot(vectors, reference[None, :]) / xp.sqrt(squares)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 from array_api_compat import array_namespace, device
 
 from edge_atp.errors import ConfigError
@@ -68,7 +69,14 @@ def largest_per_row(values: Array, count: int) -> Array:
     xp = array_namespace(values)
     if count == 0:
         return xp.zeros_like(values, dtype=xp.bool)
-    last = xp.sort(values, axis=1)[:, values.shape[1] - count][:, None]
+    place = values.shape[1] - count
+    if isinstance(values, np.ndarray):
+        last = np.partition(values, place, axis=1)[:, place, None]
+    else:
+        last = xp.sort(values, axis=1)[:, place][:, None]
+    largest = values >= last
+    if int(xp.count_nonzero(largest)) == count * values.shape[0]:
+        return largest
     above, equal = values > last, values == last
     room = count - xp.sum(xp.astype(above, xp.int64), axis=1)[:, None]
     return above | (equal & (xp.cumulative_sum(xp.astype(equal, xp.int64), axis=1) <= room))

@@ -24,6 +24,13 @@ from edge_atp.types import Array
 # keeps selection within milliseconds: 576 tokens compared with each other wider than 101.
 FLOAT64_WORK = 1 << 24
 
+# Multiply-adds up to which vectors are compared with a few others in float64 (0.2 ms).
+FLOAT64_CROSS = 1 << 22
+
+# Products summed in float32; sums of them are float64. Halves the error of a cosine at 1024 wide
+# (to 6e-9, 3e-8 at most) for a fifth more time; float64 takes twice the time.
+CHUNK = 128
+
 # Vectors converted at a time.
 BLOCK = 64
 
@@ -144,25 +151,28 @@ def cosine_cross(rows: Array, columns: Array) -> Array:
     """Cosine of every row vector with every column vector.
 
     Args:
-        rows: (M, D).
+        rows: (M, D), the fewer vectors.
         columns: (N, D).
     Returns:
-        (M, N); equal vectors of ``columns`` give bit-identical columns.
+        (M, N) float64; equal vectors of ``columns`` give bit-identical columns.
     """
     xp = array_namespace(rows, columns)
     work = rows.shape[0] * columns.shape[0] * rows.shape[1]
-    dtype = working_dtype(work, rows, columns)
+    double = any(array.dtype == xp.float64 for array in (rows, columns))
+    dtype, chunk = xp.float32, CHUNK
+    if double or work <= FLOAT64_CROSS:
+        dtype, chunk = xp.float64, rows.shape[1]
     rows = xp.astype(rows, dtype, copy=False)
-    scale = inverse_norms(rows)[:, None]
-    parts = []
-    for block in in_blocks(columns, dtype):
-        part = rows @ block.T
-        part *= scale
-        part *= inverse_norms(block)[None, :]
-        parts.append(part)
-    matrix = parts[0] if len(parts) == 1 else xp.concat(parts, axis=1)
+    columns = xp.astype(columns, dtype, copy=False)
+    # BLAS packs its right factor: the smaller one takes two thirds of the time.
+    matrix = xp.astype(columns[:, :chunk] @ rows[:, :chunk].T, xp.float64, copy=False)
+    for start in range(chunk, rows.shape[1], chunk):
+        part = slice(start, start + chunk)
+        matrix += columns[:, part] @ rows[:, part].T
+    matrix *= inverse_norms(columns)[:, None]
+    matrix *= inverse_norms(rows)[None, :]
     twins = lowest_twin(columns)
-    return matrix if twins is None else xp.take(matrix, twins, axis=1)
+    return (matrix if twins is None else xp.take(matrix, twins, axis=0)).T
 
 
 def without_self(matrix: Array) -> Array:

@@ -13,24 +13,24 @@ from edge_atp.errors import ConfigError
 from edge_atp.pruning.base import Pruner, as_indices, kept_from_order
 from edge_atp.pruning.ops import head_mean, on_host, top_k
 from edge_atp.pruning.scratch import scratch
-from edge_atp.pruning.similarity import matrix_work, scratch_cosines
+from edge_atp.pruning.similarity import scratch_cosines
 from edge_atp.types import Array, Selection, VisualSignals
 
 # Tokens dropped in one round of matching, as published.
 DROPPED_PER_ROUND = 8
 
-# Multiply-adds up to which a float64 matrix costs less than settling a float32 one (576 tokens, 404
-# wide).
-DOUBLE_WORK = 1 << 26
+# Decimals of an exact cosine that rank: rounding in the last bits cannot part equal ones.
+DECIMALS = 12
 
 
-def uncertainty(cosine: NDArray[Any]) -> NDArray[Any]:
-    """Bound on the error of a float32 cosine, which grows with its partial sums.
+def uncertainty(cosine: float) -> float:
+    """Gap below which float32 may rank two cosines wrongly; their error grows with partial sums.
 
-    Measured at 64 to 4096 wide: at most 2e-7 around 0, 6e-7 around 0.5, 1.05e-6 around 0.9.
+    Measured at 64 to 4096 wide, the largest error of 330,000 cosines: 2.4e-7 around 0, 6.6e-7
+    around 0.5, 1e-6 around 0.9, five standard deviations. Two that differ by more than this bound
+    on one of them change places once in 10^9.
     """
-    bound: NDArray[Any] = 2.5e-7 + 1.25e-6 * np.abs(cosine)
-    return bound
+    return 2.5e-7 + 1.25e-6 * abs(cosine)
 
 
 class Settling:
@@ -43,51 +43,39 @@ class Settling:
 
     Args:
         vectors: (N, D) on the host.
-        similarity: (N, N) float32 cosines of the vectors, corrected in place.
+        similarity: (N, N) float32 cosines of the vectors.
     """
 
     def __init__(self, vectors: NDArray[Any], similarity: NDArray[np.float32]) -> None:
         self._vectors = vectors
         self._similarity = similarity
-        self._settled = np.eye(len(similarity), dtype=bool)
 
-    def settle(self, tokens: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[Any] | None:
-        """Make the largest similarities of ``tokens`` to ``others`` exact.
-
-        Returns:
-            (m,) the largest similarity of each token; None where they were exact before.
-        """
-        block = self._similarity[tokens[:, None], others]
+    def largest(self, tokens: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(m,) the largest cosine of each of the ``tokens`` with the ``others``, exact."""
+        block = self._similarity[tokens].take(others, axis=1)
         best = block.max(axis=1, keepdims=True)
-        rows, columns = np.nonzero(block >= best - uncertainty(best))
-        first, second = tokens[rows], others[columns]
-        new = ~self._settled[first, second]
-        if not new.any():
-            return None
-        low, high = np.minimum(first, second)[new], np.maximum(first, second)[new]
-        # Lower index first, so that a pair has one value whoever asks.
-        left = self._vectors[low].astype(np.float64)
-        right = self._vectors[high].astype(np.float64)
+        margin = uncertainty(float(np.abs(best).max()))
+        rows, columns = np.nonzero(block >= best - margin)
+        left = self._vectors[tokens[rows]].astype(np.float64)
+        right = self._vectors[others[columns]].astype(np.float64)
         squares = _row_products(left, left) * _row_products(right, right)
         exact = _row_products(left, right) / np.sqrt(np.where(squares > 0, squares, 1.0))
-        self._similarity[low, high] = self._similarity[high, low] = exact
-        self._settled[low, high] = self._settled[high, low] = True
-        largest: NDArray[Any] = self._similarity[tokens[:, None], others].max(axis=1)
+        if len(rows) == len(tokens):
+            return exact
+        largest: NDArray[np.float64] = np.maximum.reduceat(
+            exact, np.searchsorted(rows, np.arange(len(tokens)))
+        )
         return largest
 
 
 def drop_redundant(
-    similarity: Array,
-    num_kept: int,
-    tokens: NDArray[np.int64] | None = None,
-    settling: Settling | None = None,
+    similarity: Array, num_kept: int, settling: Settling | None = None
 ) -> NDArray[np.int64]:
     """Drop the most similar tokens round by round until ``num_kept`` are left.
 
     Args:
-        similarity: (N, N) symmetric.
+        similarity: (R, R) symmetric, of the tokens in the order in which they are dealt.
         num_kept: in [0, R].
-        tokens: (R,) tokens in the order in which they are dealt to the two sides; None for all.
         settling: of the same matrix, where it is not exact.
     Returns:
         (num_kept,) tokens, in the order the matching leaves them.
@@ -99,31 +87,43 @@ def drop_redundant(
     Pruning in VLMs" (VisPruner), sec. 3.3; the order between rounds is the published code's.
     """
     similarity = on_host(similarity)
-    alive = np.arange(len(similarity)) if tokens is None else tokens
+    alive = np.arange(len(similarity))
+    gathered = scratch("gathered", (len(alive) // 2, len(alive)), similarity.dtype)
     while num_kept > 0 and len(alive) > num_kept:
         even, odd = alive[::2], alive[1::2]
         dropped = min(DROPPED_PER_ROUND, len(alive) - num_kept, len(even))
         # Symmetric: the best b of every token at once, from whole rows of b, is twice as fast as
         # gathering the a x b block.
-        rows = scratch("gathered", (len(odd), similarity.shape[1]), similarity.dtype)
-        best = np.take(similarity, odd, axis=0, out=rows, mode="clip").max(axis=0)[even]
-        ranking = np.argsort(-best, kind="stable")
-        if settling is not None:
-            unsure = ranking[_close(best[ranking])]
-            if len(unsure) and (exact := settling.settle(even[unsure], odd)) is not None:
-                best[unsure] = exact
-                ranking = np.argsort(-best, kind="stable")
+        rows = np.take(similarity, odd, axis=0, out=gathered[: len(odd)], mode="clip")
+        best = rows.max(axis=0)[even]
+        if settling is None:
+            ranking = np.argsort(-best.round(DECIMALS), kind="stable")
+        else:
+            ranking = _settled_ranking(best, even, odd, settling)
         alive = np.concatenate((even[ranking[dropped:]], odd))
     return alive[:num_kept]
 
 
-def _close(descending: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which of the values have a neighbour that float32 cannot tell from them."""
-    gap = descending[:-1] - descending[1:] < 2 * uncertainty(descending[:-1])
-    close = np.zeros(len(descending), dtype=bool)
-    close[:-1] = gap
-    close[1:] |= gap
-    return close
+def _settled_ranking(
+    best: NDArray[np.float32],
+    even: NDArray[np.int64],
+    odd: NDArray[np.int64],
+    settling: Settling,
+) -> NDArray[np.int64]:
+    """Descending order of the best matches, exact where float32 cannot tell two apart."""
+    ranking: NDArray[np.int64] = (-best).argsort(kind="stable")
+    ordered = best[ranking]
+    gaps = ordered[:-1] - ordered[1:]
+    margin = uncertainty(max(float(ordered[0]), -float(ordered[-1])))
+    if len(gaps) == 0 or gaps.min() > margin:
+        return ranking
+    close = gaps <= margin
+    unsure = np.zeros(len(best), dtype=bool)
+    unsure[ranking[:-1]] = close
+    unsure[ranking[1:]] |= close
+    exact = best.astype(np.float64)
+    exact[unsure] = settling.largest(even[unsure], odd).round(DECIMALS)
+    return np.argsort(-exact, kind="stable")
 
 
 @dataclass(frozen=True)
@@ -148,20 +148,17 @@ class Method(Pruner):
         num_important = int(self.important_ratio * num_kept)
         ranking = top_k(scores, scores.shape[0])
         important, rest = ranking[:num_important], ranking[num_important:]
-        diverse = _diverse(signals.patch_features, on_host(rest), num_kept - num_important)
-        return kept_from_order(xp.concat([important, as_indices(diverse.tolist(), scores)]), scores)
+        left = _diverse(xp.take(signals.patch_features, rest, axis=0), num_kept - num_important)
+        diverse = xp.take(rest, as_indices(left.tolist(), rest))
+        return kept_from_order(xp.concat([important, diverse]), scores)
 
 
-def _diverse(features: Array, tokens: NDArray[np.int64], num_kept: int) -> NDArray[np.int64]:
-    """The ``num_kept`` of the (R,) tokens that the matching leaves; features (N, D)."""
-    double = np.float64 if matrix_work(*features.shape) <= DOUBLE_WORK else None
-    similarity, _ = scratch_cosines(features, dtype=double)
+def _diverse(features: Array, num_kept: int) -> NDArray[np.int64]:
+    """The ``num_kept`` of (R, D) tokens that the matching leaves."""
+    similarity, _ = scratch_cosines(features)
     if similarity.dtype == np.float64:
-        # Rounded, so that rounding in the last bits of equal cosines cannot rank them.
-        rounded = scratch("rounded", similarity.shape, np.float32)
-        rounded[:] = similarity
-        return drop_redundant(rounded, num_kept, tokens)
-    return drop_redundant(similarity, num_kept, tokens, Settling(on_host(features), similarity))
+        return drop_redundant(similarity, num_kept)
+    return drop_redundant(similarity, num_kept, Settling(on_host(features), similarity))
 
 
 def _row_products(left: NDArray[Any], right: NDArray[Any]) -> NDArray[Any]:

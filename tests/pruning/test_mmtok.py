@@ -62,6 +62,43 @@ def test_a_column_that_adds_nothing_waits_for_its_index() -> None:
     assert coverage_order(coverage, 4) == [0, 3, 1, 2]
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("seed", range(3))
+def test_gains_of_any_size_are_ranked(dtype: type, seed: int) -> None:
+    # Rows 10^-12 to 1: what the first picks leave is far below a unit of the first fixed point.
+    rng = np.random.default_rng(seed)
+    rows = rng.random((24, 30)) ** 3 * 10.0 ** -np.arange(0, 12, 0.5)[:, None]
+    coverage = rows.astype(dtype)
+    assert coverage_order(coverage, 30) == reference(coverage.astype(np.float64), 30)
+
+
+def test_many_wide_tokens_are_ranked_as_in_float64() -> None:
+    signals = make_signals(rows=14, cols=20, width=1000, seed=3)
+    double = dataclasses.replace(
+        signals,
+        patch_features=signals.patch_features.astype(np.float64),
+        image_embeds=signals.image_embeds.astype(np.float64),
+        text_tokens=signals.text_tokens.astype(np.float64),
+    )
+    got, expected = (load("mmtok").select(s, 200).order.tolist() for s in (signals, double))
+    assert got == expected
+
+
+def test_rounding_does_not_part_equal_gains() -> None:
+    # Both columns cover 0.6 in all; summed from the top, the second is a last bit ahead.
+    coverage = np.array([[0.3, 0.1], [0.2, 0.2], [0.1, 0.3]])
+    assert (0.3 + 0.2) + 0.1 < (0.1 + 0.2) + 0.3
+    assert coverage_order(coverage, 1) == [0]
+
+
+@pytest.mark.parametrize("temperature", [0.001, 0.2])
+def test_any_temperature_gives_a_softmax(temperature: float) -> None:
+    tokens = np.vstack([np.eye(4), np.zeros((1, 4))]).astype(np.float32)
+    signals = VisualSignals(image_embeds=tokens, patch_features=tokens, text_tokens=tokens[[2]])
+    method = load("mmtok", text_temperature=temperature, visual_temperature=temperature)
+    assert method.select(signals, 5).order.tolist() == [2, 0, 1, 3, 4]
+
+
 def test_the_image_is_covered_in_feature_space_where_it_is_exposed() -> None:
     signals = make_signals()
     projected_only = dataclasses.replace(signals, patch_features=None)

@@ -62,6 +62,26 @@ def test_cosine_matrix(num: int, width: int) -> None:
     np.testing.assert_allclose(cosine_cross(vectors[:9], vectors), (unit @ unit.T)[:9], atol=2e-6)
 
 
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_a_few_vectors_against_many_wide_ones(backend: str) -> None:
+    # Summed in pieces of 128 products, the last one ragged.
+    rng = np.random.default_rng(2)
+    columns = rng.standard_normal((400, 1099)).astype(np.float32)
+    columns[50], columns[60] = 0.0, columns[3]
+    rows = columns[40:60] + rng.standard_normal((20, 1099)).astype(np.float32)
+    unit = [
+        v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-30)
+        for v in (rows.astype(np.float64), columns.astype(np.float64))
+    ]
+    if backend == "torch":
+        torch = pytest.importorskip("torch")
+        rows, columns = torch.from_numpy(rows), torch.from_numpy(columns)
+    matrix = np.asarray(cosine_cross(rows, columns))
+    assert matrix.shape == (20, 400)
+    np.testing.assert_allclose(matrix, unit[0] @ unit[1].T, atol=1e-6)
+    np.testing.assert_array_equal(matrix[:, 60], matrix[:, 3])
+
+
 def test_small_matrices_are_float64_and_large_ones_float32() -> None:
     assert cosine_matrix(np.ones((10, 4), np.float16)).dtype == np.float64
     assert cosine_matrix(np.ones((200, 1024), np.float32)).dtype == np.float32

@@ -71,6 +71,21 @@ def test_wide_features_are_ranked_as_in_float64(seed: int) -> None:
     assert got == expected
 
 
+def test_cosines_that_float32_cannot_tell_apart_are_ranked_exactly() -> None:
+    # Every even token has two nearest odd ones, and its cosine with the better of them differs from
+    # its neighbours' by 1e-8 to 1e-7; tokens equal but for their length tie and keep their order.
+    rng = np.random.default_rng(5)
+    base = rng.standard_normal((60, 1400)).astype(np.float32)
+    near = base + 1e-4 * rng.standard_normal((3, 60, 1400)).astype(np.float32)
+    features = np.concatenate([base, *near, 2.0 * base[:20]]).astype(np.float32)
+    features = features[rng.permutation(len(features))]
+    signals = VisualSignals(patch_features=features, cls_attention=np.linspace(1, 0, len(features)))
+    double = dataclasses.replace(signals, patch_features=features.astype(np.float64))
+    for num_kept in (40, 150):
+        got, expected = (load("vispruner").select(s, num_kept) for s in (signals, double))
+        assert got.order.tolist() == expected.order.tolist()
+
+
 def test_important_tokens_are_always_kept() -> None:
     signals = make_signals()
     kept = set(load("vispruner").select(signals, 9).kept_indices.tolist())
