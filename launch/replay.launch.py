@@ -2,6 +2,10 @@
 
     ros2 launch edge_atp replay.launch.py
     ros2 launch edge_atp replay.launch.py bag:=/data/shift_7 queries:=q.yaml out:=live.mcap
+
+Against the reference, which is float32 (on a CPU the default model is int8):
+
+    ros2 launch edge_atp replay.launch.py model:=warehouse_tiny:fp32 out:=live.mcap
     edge-atp diff launch/bags/warehouse_cell/reference/result.mcap live.mcap --paired-only
 
 Ends by itself with the recording, unless loop:=true. `edge-atp replay` does the same offline. What
