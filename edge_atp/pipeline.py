@@ -13,23 +13,25 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_atp import pruning
 from edge_atp.answer_work import AnswerWork, Encoding
 from edge_atp.budget import Budget, plan
 from edge_atp.config import PipelineConfig
 from edge_atp.conversations import Conversation, ConversationStore, without_oldest
 from edge_atp.cost_model import Work
 from edge_atp.cutting import CuttingStages, in_model
+from edge_atp.early_cut import check_cut, layer_cuts, on_whole_grid, rows_of
 from edge_atp.errors import BudgetExceededError, ConfigError, InvalidQueryError
 from edge_atp.frame_reuse import FrameMemory
 from edge_atp.interruption import Interruption
 from edge_atp.latency_budget import LatencyBudget, find_latency_budget
+from edge_atp.methods import Methods
 from edge_atp.preprocess import Preprocessor
+from edge_atp.pruning import Pruner
 from edge_atp.query_check import check_query
 from edge_atp.responding import FINISHED, choose, generate
-from edge_atp.runtime.depth import fit_options
+from edge_atp.runtime.cut_encoder import CutEncoder, split_method
 from edge_atp.runtime.engine import Engine
-from edge_atp.runtime.in_model import cuts_encoder, require_graphs
+from edge_atp.runtime.in_model import cuts_encoder
 from edge_atp.runtime.loading import load_engine
 from edge_atp.runtime.model_dir import ModelDirectory
 from edge_atp.runtime.outputs import OPTIONAL_VISION_OUTPUTS, Prompt
@@ -92,7 +94,9 @@ class Pipeline:
         self.conversations = ConversationStore(
             config.max_conversations, config.conversation_age, config.conversation_memory_mb << 20
         )
+        self._methods = Methods(manifest, config.seed)
         self._cutting = CuttingStages(engine, self.preprocess, self.grid)
+        self._cut_encoder = CutEncoder(engine.open_graph, manifest)
         self._frames: FrameMemory[Encoding] = FrameMemory(config.frame_tolerance)
         self._pruner(self.default_budget)  # an unknown default is an error now, not per question
 
@@ -178,8 +182,11 @@ class Pipeline:
             self.engine.check_choices(query.choices)
         for budget in self._budgets(query, num_frames):
             try:
-                if (method := in_model(self._pruner(budget))) is not None:
+                pruner = self._pruner(budget)
+                if (method := in_model(pruner)) is not None:
                     self._cutting.check(method, query, budget)
+                if split_method(budget.method)[0]:
+                    check_cut(self._cut_encoder, pruner, budget, self.grid.num_patches)
             except ConfigError as error:
                 raise InvalidQueryError(f"prune.method: {error}") from error
 
@@ -188,21 +195,27 @@ class Pipeline:
         frame: Frame,
         clock: StageClock | None = None,
         optional: Collection[str] = OPTIONAL_VISION_OUTPUTS,
+        *,
+        cut: bool = False,
     ) -> Encoding:
         """Preprocess and run the vision encoder on one frame, unless it is an unchanged one.
 
         Args:
             optional: which of the outputs that few methods read to fetch; all of them by default,
                 so that the encoding serves every method.
+            cut: with the encoder that drops patches on its way, for methods "cut+NAME".
         """
         clock = clock or StageClock()
         last = self._frames.recall(frame)
-        if last is not None and last.vision.has(self._put_out(optional)):
+        if last is not None and self._serves(last, optional, cut):
             clock.lap("preprocess")
             return replace(last, frame=frame, reused=True)
         pixel_values, region = self.preprocess(frame.image)
         clock.lap("preprocess")
-        vision = self.engine.encode_image(pixel_values, optional)
+        if cut:
+            vision = self._cut_encoder.encode(pixel_values)
+        else:
+            vision = self.engine.encode_image(pixel_values, optional)
         encoding = Encoding(frame, region, vision)
         self._frames.remember(frame, encoding)
         clock.lap("vision_encode")
@@ -210,17 +223,19 @@ class Pipeline:
 
     def select(self, encoding: Encoding, question: str, budget: Budget) -> Selection:
         """Score the patches of one frame against the question and choose those that stay."""
-        pruner = self._pruner(budget)
-        signals = read_signals(self.engine, encoding.vision, question, self.grid, pruner)
+        pruner, vision = self._pruner(budget), encoding.vision
+        signals = read_signals(self.engine, vision, question, self.grid, pruner)
         num_patches = self.grid.num_patches
         scores: Array | None = None
         if budget.policy is Policy.SCORE_MASS:
-            scores = pruner.select(signals, num_patches).scores
-        return pruner.select(signals, budget.num_kept(num_patches, scores))
+            scores = pruner.select(signals, len(vision.patch_features)).scores
+        selection = pruner.select(signals, budget.num_kept(num_patches, scores))
+        return on_whole_grid(selection, vision.place, num_patches)
 
     def close(self) -> None:
         """Release the backend's memory and forget frames and conversations."""
         self._cutting.close()
+        self._cut_encoder.close()
         self.engine.close()
         self.conversations.clear()
         self._frames.clear()
@@ -239,14 +254,17 @@ class Pipeline:
         def fits(seconds: float, method: str) -> int:
             text = len(self.engine.prompt_tokens(query.text, num_images).ids) - num_images
             work = Work(0, text, self._longest(query), num_images, num_images)
-            return self.latency.num_kept(seconds, query.text, work, method)
+            fitting = self.latency.num_kept(seconds, query.text, work, method)
+            return min(fitting, self._cut_encoder.num_left) if split_method(method)[0] else fitting
 
         return plan(spec, self.default_budget, fits)
 
-    def _put_out(self, optional: Collection[str]) -> list[str]:
-        """Those of the optional vision outputs that this model's graph has."""
+    def _serves(self, encoding: Encoding, optional: Collection[str], cut: bool) -> bool:
+        """Whether an encoding is of the encoder asked for, with those outputs that it has."""
+        if cut or encoding.vision.place is not None:
+            return cut and encoding.vision.place is not None
         outputs = {output.name for output in self.manifest.graph("vision").outputs}
-        return [name for name in optional if name in outputs]
+        return encoding.vision.has(name for name in optional if name in outputs)
 
     def _longest(self, query: Query) -> int:
         return query.max_new_tokens or self.config.max_new_tokens
@@ -265,11 +283,12 @@ class Pipeline:
         optional: set[str] = set()
         for budget in work.budgets:
             optional.update(optional_outputs(self._pruner(budget), self.manifest.vision))
+        cut = split_method(work.budgets[0].method)[0]
         if isinstance(frame, Encoding):
-            if frame.vision.has(self._put_out(optional)):
+            if self._serves(frame, optional, cut):
                 return frame
-            frame = frame.frame  # encoded for a method that reads less
-        return self.encode(frame, work.clock, optional)
+            frame = frame.frame  # encoded for a method that reads less, or by the other encoder
+        return self.encode(frame, work.clock, optional, cut=cut)
 
     def _select(self, work: AnswerWork) -> None:
         if work.cut:
@@ -279,6 +298,8 @@ class Pipeline:
         question = work.query.text
         reads_text = "text_embed" in self._pruner(work.budgets[0]).needs
         work.text_known = reads_text and self.engine.remembers_text(question)
+        if split_method(work.budgets[0].method)[0]:
+            work.cuts = layer_cuts(self._cut_encoder, len(work.encodings))
         work.selections = [
             self.select(encoding, question, budget)
             for encoding, budget in zip(work.encodings, work.budgets, strict=False)
@@ -313,24 +334,15 @@ class Pipeline:
             value=config.keep_ratio if config.keep_ratio > 0 else model.keep_ratio,
         )
 
-    def _pruner(self, budget: Budget) -> pruning.Pruner:
-        offered = {
-            "alpha": budget.alpha,
-            "relevance_source": self.manifest.selection.relevance_source,
-            "seed": self.config.seed,
-        }
-        taken = pruning.option_names(budget.method)
-        options = {name: value for name, value in offered.items() if name in taken}
-        options |= fit_options(budget.method, self.manifest)
-        pruner = pruning.load(budget.method, **options)
-        if (method := in_model(pruner)) is not None:
-            require_graphs(method, self.manifest)
-        return pruner
+    def _pruner(self, budget: Budget) -> Pruner:
+        return self._methods.of(budget)
 
     def _project(self, encoding: Encoding, selection: Selection) -> NDArray[np.float32]:
         """(K, H) projected tokens: the kept patches, or what a merging method made of them."""
+        vision = encoding.vision
         if selection.merged is None:
-            return self.engine.project(encoding.vision.patch_features, selection.kept_indices)
+            rows = rows_of(selection.kept_indices, vision.place)
+            return self.engine.project(vision.patch_features, rows)
         every = np.arange(len(selection.merged), dtype=np.int64)
         return self.engine.project(np.asarray(selection.merged), every)
 

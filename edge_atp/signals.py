@@ -13,6 +13,7 @@ from edge_atp import pruning
 from edge_atp.errors import ConfigError, MissingSignalError
 from edge_atp.pruning import Pruner
 from edge_atp.pruning.base import InModelPruner
+from edge_atp.runtime.cut_encoder import require_cut, split_method
 from edge_atp.runtime.engine import Engine
 from edge_atp.runtime.in_model import require_graphs
 from edge_atp.runtime.manifest import Manifest, VisionSpec
@@ -52,14 +53,15 @@ def read_signals(
         patch_features=vision.patch_features,
         cls_attention=vision.cls_attention,
         patch_embeds=vision.patch_embeds,
-        patch_grid=grid,
+        # A grid with gaps is none.
+        patch_grid=grid if vision.place is None else None,
     )
     if "patch_keys" in needs:
         signals = _with_keys(signals, vision, pruner, manifest.vision)
     if "text_embed" in needs:
         signals = replace(signals, text_embed=engine.encode_text(question))
     if "image_embeds" in needs:
-        every = np.arange(grid.num_patches, dtype=np.int64)
+        every = np.arange(len(vision.patch_features), dtype=np.int64)
         signals = replace(signals, image_embeds=engine.project(vision.patch_features, every))
     if "text_tokens" in needs:
         signals = replace(signals, text_tokens=engine.embed_question(question))
@@ -72,9 +74,20 @@ def runnable_methods(manifest: Manifest) -> tuple[str, ...]:
 
 
 def why_not_method(name: str, manifest: Manifest) -> str:
-    """Why the model directory cannot run the method of that name with its usual options, or ""."""
+    """Why the model directory cannot run the method of that name with its usual options, or "".
+
+    Args:
+        name: of a method, or "cut+NAME" for one behind the encoder's own cut.
+    """
+    cut, behind = split_method(name)
     try:
-        pruner = pruning.load(name)
+        if cut:
+            require_cut(name, manifest)
+        pruner = pruning.load(behind)
+    except ConfigError as error:
+        if not cut or behind not in pruning.available():
+            raise
+        return str(error)
     except ImportError as error:  # the method's own package is missing: nobody else's concern
         return f"{name} needs a package that is not installed: {error}"
     return why_not(pruner, manifest)

@@ -88,6 +88,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--vision-groups", type=int, help="layers per vision graph, to cut patches between them"
     )
+    parser.add_argument(
+        "--vision-cut",
+        metavar="LAYER:KEPT",
+        help="also write an encoder that keeps KEPT patches behind LAYER's attention (from 0;"
+        " several with commas); it runs for methods named cut+NAME, such as cut+atp",
+    )
     parser.add_argument("--prompt", help="template with {image} and {question}")
     parser.add_argument("--model-id", help="name written into the manifest")
     parser.add_argument("--max-kv", type=int, help="longest sequence in tokens")

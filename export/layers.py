@@ -90,6 +90,7 @@ def attention(
     *,
     fused: bool,
     causal_bias: str | None = None,
+    bias: str | None = None,
 ) -> str:
     """Multi-head attention of (1, S, heads * head_dim) projections, scaled by head_dim ** -0.5.
 
@@ -97,6 +98,7 @@ def attention(
         fused: use com.microsoft.MultiHeadAttention.
         causal_bias: (1, 1, S, S) additive mask for causal attention; the fused operator masks
             by itself and any non-empty name asks it to.
+        bias: (1, 1, S, S) added to the logits of attention that is not causal.
     """
     if fused:
         return graph.node(
@@ -104,6 +106,7 @@ def attention(
             q,
             k,
             v,
+            *(("", "", bias) if bias else ()),
             domain=CONTRIB,
             num_heads=heads,
             unidirectional=int(causal_bias is not None),
@@ -113,8 +116,8 @@ def attention(
     key = graph.node("Reshape", k, graph.ints(0, -1, heads, head_dim))
     key = graph.node("Transpose", key, perm=[0, 2, 3, 1])
     scores = graph.node("MatMul", query, key)
-    if causal_bias:
-        scores = graph.node("Add", scores, causal_bias)
+    if added := causal_bias or bias:
+        scores = graph.node("Add", scores, added)
     weights = graph.node("Softmax", scores, axis=-1)
     mixed = graph.node("MatMul", weights, split_heads(graph, v, heads, head_dim))
     return merge_heads(graph, mixed, heads * head_dim)

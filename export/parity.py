@@ -20,6 +20,7 @@ from edge_atp.runtime.model_dir import ModelDirectory
 from edge_atp.runtime.outputs import OPTIONAL_VISION_OUTPUTS, Prompt, VisionOutput
 from edge_atp.types import VisualSignals
 from export.memory import fits, memory_bytes
+from export.parity_cut import compare_cut
 from export.parity_inputs import ParityInputs, make_inputs
 from export.parity_pieces import compare_groups
 from export.precision import get_precision
@@ -102,6 +103,7 @@ def run_gates(
         features = _compare_encoders(reference, engine, inputs, measured)
         cls_embed = reference.cls_embed if sources.tower else None
         compare_groups(engine, inputs.images, cls_embed, measured)
+        compare_cut(reference, engine, inputs.images, measured)
         measured.require()
         progress(f"gate: logits of {len(inputs.prompts)} prompts")
         prepared = _compare_logits(reference, engine, inputs, features, measured)

@@ -15,6 +15,7 @@ from export.selection import emit_selection
 from export.settings import ExportSettings
 from export.text_tower import TextTower, emit_text_tower
 from export.vision import emit_vision
+from export.vision_cut import emit_vision_cut, read_schedule
 from export.vision_groups import emit_cls, emit_group, emit_tail, group_bounds
 
 
@@ -60,6 +61,8 @@ def plan_graphs(sources: Sources) -> list[PlannedGraph]:
     plan = [PlannedGraph("vision", "vision", vision, tensors.num_bytes("vision."))]
     if tower:
         plan += _text_graphs(tower, model.vision.grid**2, settings)
+    if settings.vision_cut:
+        plan.append(_cut_graph(sources))
     if settings.vision_groups:
         plan += _group_graphs(sources)
     plan.append(PlannedGraph("project", "project", project, tensors.num_bytes("projector.")))
@@ -98,6 +101,20 @@ def _decoder_graph(sources: Sources) -> PlannedGraph:
         max_kv=sources.max_kv,
     )
     return PlannedGraph("decoder", "decoder", emit, model.tensors.num_bytes("llm."))
+
+
+def _cut_graph(sources: Sources) -> PlannedGraph:
+    model, tower, settings = sources.model, sources.tower, sources.settings
+    emit = partial(
+        emit_vision_cut,
+        tensors=model.tensors,
+        config=model.vision,
+        visual_projection=tower.visual_projection if tower else None,
+        dialect=settings.dialect,
+        schedule=read_schedule(settings.vision_cut, model.vision),
+        value_path=settings.relevance_source == "value",
+    )
+    return PlannedGraph("vision_cut", "vision", emit, model.tensors.num_bytes("vision."))
 
 
 def _group_graphs(sources: Sources) -> list[PlannedGraph]:

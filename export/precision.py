@@ -66,6 +66,9 @@ _FP32 = Precision(
         "cls_attention_max_abs": 1e-6,
         "groups_relative_l2": 1e-5,
         "groups_cls_attention_max_abs": 1e-6,
+        "cut_features_relative_l2": 1e-4,
+        "cut_cls_attention_max_abs": 5e-6,
+        "cut_jaccard_distance": 0.0,
         "cls_embed_relative_l2": 1e-4,
         "last_cls_attention_max_abs": 5e-6,
         "patch_keys_relative_l2": 1e-4,
@@ -86,6 +89,7 @@ _QUANTISED = {
     "text_embed_relative_l2": 1e-4,
     "groups_relative_l2": 0.05,
     "kept_jaccard_distance": 0.05,
+    "cut_jaccard_distance": 0.05,
     "accuracy_drop": 0.01,
 }
 _FP16 = {
@@ -97,6 +101,8 @@ _FP16 = {
     "patch_embeds_relative_l2": 1e-2,
     "groups_relative_l2": 1e-2,
     "cls_embed_relative_l2": 1e-2,
+    "cut_features_relative_l2": 1e-2,
+    "cut_jaccard_distance": 0.03,
     "kept_jaccard_distance": 0.03,
     "token_disagreement": 0.02,
 }

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 
 import edge_atp
+from edge_atp.pruning.schedule import Schedule
 from edge_atp.runtime import golden
 from edge_atp.runtime import manifest as m
 from edge_atp.runtime.engine import Engine
@@ -34,6 +35,7 @@ from export.prompt import image_token, read_preprocess, template_from_chat
 from export.settings import ExportSettings
 from export.staging import staged_directory
 from export.text_tower import TextTower, load_text_tower
+from export.vision_cut import read_schedule
 
 # Weights of a graph go to an external file from this size on: one protobuf holds 2 GB at most.
 _EXTERNAL_BYTES = 512 << 20
@@ -230,6 +232,7 @@ def _manifest(sources: Sources) -> m.Manifest:
     settings, model, tower = sources.settings, sources.model, sources.tower
     vision, llm = model.vision, model.llm
     token = image_token(sources.tokenizer, model.image_token_id)
+    cuts = read_schedule(settings.vision_cut, vision) if settings.vision_cut else Schedule(())
     return m.Manifest(
         format_version=m.FORMAT_VERSION,
         model_id=settings.model_id or settings.checkpoint.resolve().name,
@@ -256,6 +259,8 @@ def _manifest(sources: Sources) -> m.Manifest:
             heads=vision.heads,
             group_layers=settings.vision_groups,
             intermediate=_mlp_width(model.tensors, "vision"),
+            cut_layers=cuts.layers,
+            cut_kept=cuts.counts,
         ),
         selection=m.SelectionSpec(
             settings.method if tower or settings.method != "atp" else "cls_topk",

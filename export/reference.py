@@ -59,6 +59,18 @@ class Reference:
         """The checkpoint's configuration object."""
         return self._model.config
 
+    @property
+    def vision_tower(self) -> Any:
+        """The vision encoder, with its ``embeddings``, ``pre_layrnorm`` and ``encoder.layers``."""
+        tower = self._model.model.vision_tower
+        return getattr(tower, "vision_model", tower)
+
+    @property
+    def consumed_layers(self) -> int:
+        """Layers that the projector's input has been through."""
+        layer: int = self._model.config.vision_feature_layer
+        return layer if layer >= 0 else len(self.vision_tower.encoder.layers) + 1 + layer
+
     @torch.inference_mode()
     def encode_image(self, pixel_values: Float) -> ReferenceVision:
         """Features of the consumed layer, CLS row of the layer that made them, joint patches."""

@@ -45,7 +45,7 @@ def emit_selection(
     )
     # TopK of ONNX Runtime breaks ties to the lowest index, as the stable sort of the host does.
     _, order = graph.nodes("TopK", [scores, num_kept], 2, axis=0, largest=1, sorted=1)
-    ascending = _sort_ascending(graph, order, num_kept)
+    ascending = sort_ascending(graph, order, num_kept)
     graph.output("kept_indices", ascending, TensorProto.INT64, ["num_kept"])
     graph.output("scores", scores, TensorProto.FLOAT, [num_patches])
 
@@ -73,7 +73,8 @@ def _min_max(graph: GraphBuilder, scores: str) -> str:
     return graph.node("Div", graph.node("Sub", scores, low), safe)
 
 
-def _sort_ascending(graph: GraphBuilder, indices: str, count: str) -> str:
+def sort_ascending(graph: GraphBuilder, indices: str, count: str) -> str:
+    """Sort (K,) int64; ``count`` is (1,) int64 and holds K."""
     # TopK of the negated indices: exact in int64, and engines that have TopK have this too.
     negated = graph.node("Mul", indices, graph.constant(np.array(-1, np.int64)))
     values, _ = graph.nodes("TopK", [negated, count], 2, axis=0, largest=1, sorted=1)

@@ -26,6 +26,8 @@ class ExportSettings:
         the language model.
     vision_groups: layers per vision graph; 0 for one graph. With groups, patches can be cut inside
         the vision encoder.
+    vision_cut: "LAYER:KEPT", several with commas; empty for none. The directory then also holds the
+        encoder that drops patches there on its own (``export.vision_cut``), for methods "cut+NAME".
     vision_feature_layer: hidden state that the projector reads, checked against the checkpoint;
         None for whatever that says.
     embed_layer: vision hidden state that the joint-space patch embeddings are taken from.
@@ -52,6 +54,7 @@ class ExportSettings:
     precision: str = "fp32"
     block_layers: int = 0
     vision_groups: int = 0
+    vision_cut: str = ""
     vision_feature_layer: int | None = None
     embed_layer: int = -1
     max_kv: int = 0

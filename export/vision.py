@@ -17,7 +17,7 @@ from export.graph import GraphBuilder
 from export.layers import FUSED_DIALECTS, clip_layer, layer_norm, linear, split_heads
 
 # "Until the end" for Slice; TensorRT 8 holds indices in 32 bits.
-_TO_END = np.iinfo(np.int32).max
+TO_END = np.iinfo(np.int32).max
 
 
 def emit_vision(
@@ -72,19 +72,19 @@ def emit_vision(
         )
         states[index + 1] = x
         if index + 1 in (feature_at, config.layers):
-            row = _cls_row(graph, q, k, config.heads, head_dim)
-            scored[index + 1] = (row, _without_cls(graph, k))
-    features = _without_cls(graph, states[feature_at])
+            row = cls_row(graph, q, k, config.heads, head_dim)
+            scored[index + 1] = (row, without_cls(graph, k))
+    features = without_cls(graph, states[feature_at])
     graph.output("patch_features", features, TensorProto.FLOAT, [1, count, config.hidden])
     for number, (row, keys) in scored.items():
         prefix = "" if number == feature_at else "last_"
         graph.output(f"{prefix}cls_attention", row, TensorProto.FLOAT, [1, count])
         graph.output(f"{prefix}patch_keys", keys, TensorProto.FLOAT, [1, count, config.hidden])
     if visual_projection is not None:
-        patches = _without_cls(graph, states[embed_at])
+        patches = without_cls(graph, states[embed_at])
         if value_path:
             prefix = f"vision.encoder.layers.{config.layers - 1}"
-            patches = _values(graph, tensors, prefix, patches, config.norm_eps)
+            patches = value_path_states(graph, tensors, prefix, patches, config.norm_eps)
         normed = layer_norm(graph, tensors, "vision.post_layernorm", patches, config.norm_eps)
         weight = graph.weight("visual_projection.weight", np.ascontiguousarray(visual_projection.T))
         embeds = graph.node("MatMul", normed, weight, name="visual_projection")
@@ -92,7 +92,9 @@ def emit_vision(
         graph.output("patch_embeds", embeds, TensorProto.FLOAT, [1, count, width])
 
 
-def _values(graph: GraphBuilder, tensors: TensorStore, prefix: str, x: str, eps: float) -> str:
+def value_path_states(
+    graph: GraphBuilder, tensors: TensorStore, prefix: str, x: str, eps: float
+) -> str:
     """What a token would add to its state if it attended to itself alone, (1, N, D)."""
     normed = layer_norm(graph, tensors, f"{prefix}.layer_norm1", x, eps)
     values = linear(graph, tensors, f"{prefix}.self_attn.v_proj", normed)
@@ -140,18 +142,29 @@ def embed_patches(graph: GraphBuilder, tensors: TensorStore, config: VisionConfi
     return layer_norm(graph, tensors, "vision.pre_layrnorm", x, config.norm_eps)
 
 
-def _cls_row(graph: GraphBuilder, q: str, k: str, heads: int, head_dim: int) -> str:
-    """Head-mean attention of the CLS query to each patch, (1, N)."""
+def cls_row(
+    graph: GraphBuilder, q: str, k: str, heads: int, head_dim: int, bias: str | None = None
+) -> str:
+    """Head-mean attention of the CLS query to each other token, (1, S - 1).
+
+    Args:
+        q, k: (1, S, heads * head_dim) projections, CLS first.
+        bias: (S,) or what broadcasts with it, added to the logits.
+    """
     first = graph.node("Slice", q, graph.ints(0), graph.ints(1), graph.ints(1))
     query = split_heads(graph, first, heads, head_dim)
     query = graph.node("Mul", query, graph.scalar(head_dim**-0.5))
     keys = graph.node("Reshape", k, graph.ints(0, -1, heads, head_dim))
     keys = graph.node("Transpose", keys, perm=[0, 2, 3, 1])
-    row = graph.node("Softmax", graph.node("MatMul", query, keys), axis=-1)
+    logits = graph.node("MatMul", query, keys)
+    if bias:
+        logits = graph.node("Add", logits, bias)
+    row = graph.node("Softmax", logits, axis=-1)
     mean = graph.reduce("ReduceMean", row, 1, 2, keepdims=False)
-    return graph.node("Slice", mean, graph.ints(1), graph.ints(_TO_END), graph.ints(1))
+    return graph.node("Slice", mean, graph.ints(1), graph.ints(TO_END), graph.ints(1))
 
 
-def _without_cls(graph: GraphBuilder, x: str) -> str:
-    end = graph.ints(_TO_END)
+def without_cls(graph: GraphBuilder, x: str) -> str:
+    """(1, 1 + N, D) -> (1, N, D)."""
+    end = graph.ints(TO_END)
     return graph.node("Slice", x, graph.ints(1), end, graph.ints(1))

@@ -17,8 +17,9 @@ from edge_atp.errors import ConfigError
 from edge_atp.evaluation.arms import DENSE, Arm
 from edge_atp.flops import ModelSpec, Plan, Transformer, from_config, make_plan
 from edge_atp.runtime import in_llm
+from edge_atp.runtime.cut_encoder import split_method
 from edge_atp.runtime.depth import fit_options
-from edge_atp.runtime.manifest import Manifest, TextTowerSpec
+from edge_atp.runtime.manifest import Manifest, TextTowerSpec, VisionSpec
 
 _MLP_RATIO = 4
 _CONFIG = "config.json"
@@ -51,10 +52,31 @@ def plan_of(model: ModelSpec, arm: Arm, text_tokens: int, manifest: Manifest | N
     """
     if arm.method == DENSE:
         return make_plan(model, "none", None, text_tokens)
-    options = fit_options(arm.method, manifest) if manifest else {}
-    kept = arm.num_kept if in_llm.takes_budget(arm.method) else None
-    plan = make_plan(model, arm.method, kept, text_tokens, **options)
+    cut, method = split_method(arm.method)
+    options = fit_options(method, manifest) if manifest else {}
+    kept = arm.num_kept if in_llm.takes_budget(method) else None
+    plan = make_plan(model, method, kept, text_tokens, **options)
+    if cut and manifest:
+        plan = replace(plan, encoder_tokens=_cut_tokens(model, manifest.vision))
     return replace(plan, text_tower=plan.text_tower and model.text is not None)
+
+
+def model_of(model: ModelSpec, arm: Arm, manifest: Manifest | None) -> ModelSpec:
+    """The model as an arm runs it: an encoder that cuts ends with the layer the projector reads."""
+    if manifest is None or not split_method(arm.method)[0]:
+        return model
+    return replace(model, vision=replace(model.vision, layers=manifest.vision.consumed_layers))
+
+
+def _cut_tokens(model: ModelSpec, vision: VisionSpec) -> tuple[tuple[int, int], ...]:
+    """(attention, MLP) tokens of each layer, the merged one counted as a patch."""
+    cuts = dict(zip(vision.cut_layers, vision.cut_kept, strict=True))
+    pairs, count = [], model.patches
+    for layer in range(model.vision.layers):
+        after = cuts[layer] + 1 if layer in cuts else count
+        pairs.append((count, after))
+        count = after
+    return tuple(pairs)
 
 
 def _from_manifest(manifest: Manifest) -> tuple[ModelSpec, str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_atp.bench.dimensions import plan_of
+from edge_atp.bench.dimensions import model_of, plan_of
 from edge_atp.bench.hugging_face import NAME as HUGGING_FACE
 from edge_atp.bench.measure import Run, Timed, ratios, spread
 from edge_atp.bench.questions import KINDS
@@ -133,6 +133,7 @@ def _compute(
     text = int(_median(run.text_tokens for run in runs))
     new = max(1, int(_median(len(run.token_ids) for run in runs)))
     held = int(_median(run.kv_bytes for run in runs))
+    model = model_of(model, arm, manifest)
     try:
         costs = account(model, plan_of(model, arm, text, manifest), text, new, "engine")
     except ConfigError:  # the FLOPs of such a cut are not known; its times are

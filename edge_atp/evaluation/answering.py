@@ -24,6 +24,7 @@ from edge_atp.evaluation.grounding import target_kept
 from edge_atp.evaluation.labels import Example
 from edge_atp.evaluation.records import ArmAnswer, FinishedTask, Record
 from edge_atp.pipeline import Encoding, Pipeline
+from edge_atp.runtime.cut_encoder import split_method
 from edge_atp.runtime.loading import load_engine
 from edge_atp.timing import StageClock
 from edge_atp.types import Frame, Query
@@ -156,7 +157,7 @@ class Answerer:
 
 
 def _reads_text(arm: Arm) -> bool:
-    return arm.method != DENSE and "text_embed" in pruning.load(arm.method).needs
+    return arm.method != DENSE and "text_embed" in pruning.load(split_method(arm.method)[1]).needs
 
 
 def _rounded(value: float | None) -> float | None:

@@ -9,6 +9,7 @@ from typing import Any
 from edge_atp import pruning
 from edge_atp.errors import ConfigError
 from edge_atp.pruning.base import InModelPruner
+from edge_atp.runtime.cut_encoder import most_kept, require_cut, split_method
 from edge_atp.runtime.in_llm import takes_budget
 from edge_atp.runtime.in_model import in_model_methods, require_graphs
 from edge_atp.runtime.manifest import Manifest
@@ -99,7 +100,8 @@ def plan_arms(
     """Dense, then every method at every budget below ``num_patches``, largest first.
 
     Keeping all N tokens is the identity for every method, so K = N is the dense arm. A method that
-    takes no budget is one arm.
+    takes no budget is one arm; one behind the encoder's cut ("cut+NAME") has no budgets above what
+    the cut leaves.
     Args:
         manifest: of the model asked, for methods that cut inside it.
     Raises:
@@ -109,7 +111,14 @@ def plan_arms(
         if not 1 <= keep <= num_patches:
             raise ConfigError(f"--keep has {keep}; this model has 1 to {num_patches} visual tokens")
     for method in methods:
-        pruner = pruning.load(method)
+        cut, behind = split_method(method)
+        pruner = pruning.load(behind)
+        if cut:
+            if manifest is None:
+                raise ConfigError(
+                    f"--methods has {method}, whose encoder cuts; only an exported model has one"
+                )
+            require_cut(method, manifest)
         if isinstance(pruner, InModelPruner):
             if manifest is None:
                 raise ConfigError(
@@ -121,5 +130,7 @@ def plan_arms(
     chosen = [method for method in dict.fromkeys(methods) if method != "none"]
     arms = [dense_arm(num_patches)]
     for method in chosen:
-        arms += [Arm(method, keep) for keep in (budgets if takes_budget(method) else (0,))]
+        most = most_kept(method, manifest) if manifest else num_patches
+        own = [keep for keep in budgets if keep <= most] if takes_budget(method) else [0]
+        arms += [Arm(method, keep) for keep in own]
     return tuple(arms)

@@ -112,6 +112,8 @@ class VisionSpec:
     feature_layer: index into the hidden states of the layer the projector consumes (-2: last
         but one); embed_layer: the same for the joint-space patch embeddings.
     group_layers: layers per ``vision_group`` graph, 0 where the encoder is one graph only.
+    cut_layers, cut_kept: layers behind whose attention ``vision_cut`` drops patches, and how many
+        patches each cut leaves; empty where there is no such graph.
     intermediate: width of the MLP, 0 where unknown; nothing but the count of FLOPs reads it.
     """
 
@@ -126,8 +128,15 @@ class VisionSpec:
     heads: int = 0
     group_layers: int = 0
     intermediate: int = 0
+    cut_layers: tuple[int, ...] = ()
+    cut_kept: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        if len(self.cut_layers) != len(self.cut_kept):
+            raise ArtifactError(
+                f"vision.cut_layers has {len(self.cut_layers)} entries and vision.cut_kept"
+                f" {len(self.cut_kept)}; each cut needs both"
+            )
         grid = self.patch_grid
         if grid.rows * grid.cols != self.num_patches or self.num_patches < 1:
             raise ArtifactError(

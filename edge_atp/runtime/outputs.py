@@ -25,6 +25,8 @@ class VisionOutput:
         were not asked for or the graph does not put them out. So too the next two.
     last_cls_attention: (N,) as ``cls_attention``, of the encoder's last layer.
     last_patch_keys: (N, D) as ``patch_keys``, of the encoder's last layer.
+    place: (N,) int64 ascending, the patch of the whole grid that each row stands at, where the
+        encoder dropped the others on its way; None where it dropped none.
     """
 
     patch_features: Float
@@ -33,6 +35,7 @@ class VisionOutput:
     patch_keys: Float | None = None
     last_cls_attention: Float | None = None
     last_patch_keys: Float | None = None
+    place: NDArray[np.int64] | None = None
 
     def has(self, names: Iterable[str]) -> bool:
         """Whether all outputs of those names are there."""

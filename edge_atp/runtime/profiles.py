@@ -26,6 +26,7 @@ _TYPICAL_TEXT = 32
 # decoder in blocks and an encoder in groups hold several of a kind, each an engine of its own.
 ROLES = (
     "vision",
+    "vision_cut",
     "vision_group",
     "vision_tail",
     "vision_cls",

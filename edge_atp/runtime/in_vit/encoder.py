@@ -98,7 +98,7 @@ class GroupedEncoder:
             ShapeError: another shape, or values that are not finite.
             ConfigError: see ``check``.
         """
-        self._check_pixels(pixel_values)
+        check_pixels(pixel_values, self._vision.image_size)
         if rule:
             self.check(rule)
         lap = on_lap or (lambda _stage: None)
@@ -152,21 +152,26 @@ class GroupedEncoder:
             self._sessions[role] = self._open_graph(role)
         return self._sessions[role]
 
-    def _check_pixels(self, pixel_values: Float) -> None:
-        size = self._vision.image_size
-        if pixel_values.shape != (1, 3, size, size):
-            raise ShapeError(
-                f"pixel_values is {pixel_values.shape}; this model takes (1, 3, {size}, {size})"
-            )
-        if not np.isfinite(pixel_values).all():
-            raise ShapeError("pixel_values contains NaN or infinity; check the image")
-
     @staticmethod
     def _key_bias(rule: EncoderRule | None, tokens: PatchTokens) -> Float:
         if rule is None or not rule.weighs_sizes:
             return np.zeros(len(tokens.states), np.float32)
         bias: Float = log_sizes(tokens.sizes)
         return bias
+
+
+def check_pixels(pixel_values: Float, size: int) -> None:
+    """Refuse what is no preprocessed image of a model with input side ``size``.
+
+    Raises:
+        ShapeError: another shape than (1, 3, size, size), or values that are not finite.
+    """
+    if pixel_values.shape != (1, 3, size, size):
+        raise ShapeError(
+            f"pixel_values is {pixel_values.shape}; this model takes (1, 3, {size}, {size})"
+        )
+    if not np.isfinite(pixel_values).all():
+        raise ShapeError("pixel_values contains NaN or infinity; check the image")
 
 
 def _view(first: int, top: int, out: Arrays) -> GroupView:

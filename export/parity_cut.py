@@ -1,0 +1,129 @@
+"""Gates of the encoder that drops patches on the way, against the original model's own modules.
+
+The reference cuts by the methods' functions in ``edge_atp.pruning`` (``evit.split``,
+``tome.log_sizes``) between the modules of the transformers model, so that the rule written into
+the graph is checked and not only its arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edge_atp.pruning import evit, tome
+from edge_atp.pruning.schedule import Schedule, Stage
+from edge_atp.runtime.cut_encoder import CutEncoder, has_cut
+from edge_atp.runtime.engine import Engine
+from export.reference import Reference
+
+Float = NDArray[np.float32]
+# As in export.parity: closer scores may be ordered either way.
+_BOUNDARY_GAP = 1e-5
+
+
+class Recorder(Protocol):
+    """Takes the measurements of gates; see ``parity.Measurements``."""
+
+    def add(self, name: str, value: float) -> None:
+        """Record one measurement of a gate."""
+
+
+@torch.inference_mode()
+def encode_with_cuts(
+    reference: Reference, pixel_values: Float, schedule: Schedule
+) -> tuple[Float, Float, NDArray[np.int64], float]:
+    """The original's encoder with the cuts of ``schedule``, layer by layer.
+
+    Returns:
+        (K, D) patch features, (K,) CLS attention of the consumed layer, (K,) int64 their places,
+        and the smallest distance between a kept and a dropped score.
+    """
+    tower = reference.vision_tower
+    embedded = tower.embeddings(torch.from_numpy(pixel_values))
+    x = tower.pre_layrnorm(embedded)[0]
+    place, sizes, gap = np.arange(len(x) - 1), torch.ones(len(x)), np.inf
+    row = torch.zeros(0)
+    for index in range(reference.consumed_layers):
+        layer = tower.encoder.layers[index]
+        mixed, row = _attend(layer, x, tome.log_sizes(sizes))
+        x = x + mixed
+        # The token of what left before stands last and is no patch.
+        row = row[: len(place)]
+        if (stage := schedule.at(index)) is not None:
+            x, place, sizes, distance = _cut(x, row, place, sizes, stage.num_kept)
+            gap = min(gap, distance)
+        x = x + layer.mlp(layer.layer_norm2(x))
+    features: Float = x[1 : 1 + len(place)].numpy()
+    attention: Float = row.numpy()
+    return features, attention, place, gap
+
+
+def _attend(
+    layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """(S, D) output of the attention of one layer, and head-mean CLS attention (S - 1,)."""
+    attention = layer.self_attn
+    heads, width = attention.num_heads, x.shape[1]
+    normed = layer.layer_norm1(x)
+    q, k, v = (
+        projection(normed).view(len(x), heads, -1).transpose(0, 1)
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    logits = q @ k.transpose(1, 2) * (width // heads) ** -0.5 + bias
+    weights = logits.softmax(dim=-1)
+    mixed = (weights @ v).transpose(0, 1).reshape(len(x), width)
+    return attention.out_proj(mixed), weights[:, 0, 1:].mean(dim=0)
+
+
+def _cut(
+    x: torch.Tensor, row: torch.Tensor, place: NDArray[np.int64], sizes: torch.Tensor, num_kept: int
+) -> tuple[torch.Tensor, NDArray[np.int64], torch.Tensor, float]:
+    """Keep the patches of the largest ``row``; the rest, earlier rest included, is one token."""
+    parts = evit.split(row, num_kept)
+    ranked = torch.sort(row, descending=True).values
+    rest = torch.cat([1 + parts.dropped, torch.arange(1 + len(place), len(x))])
+    kept = 1 + parts.kept
+    merged = (x[rest] * sizes[rest, None]).sum(dim=0) / sizes[rest].sum()
+    states = torch.cat([x[:1], x[kept], merged[None]])
+    counts = torch.cat([sizes[:1], sizes[kept], sizes[rest].sum()[None]])
+    gap = float(ranked[num_kept - 1] - ranked[num_kept])
+    return states, place[parts.kept.numpy()], counts, gap
+
+
+def compare_cut(
+    reference: Reference, engine: Engine, images: Sequence[Float], measured: Recorder
+) -> None:
+    """Run every image through both; nothing for a directory without an encoder that cuts.
+
+    Args:
+        images: (1, 3, size, size) each.
+    """
+    manifest = engine.directory.manifest
+    if not has_cut(manifest):
+        return
+    encoder = CutEncoder(engine.open_graph, manifest)
+    schedule = Schedule(tuple(Stage(layer, kept) for layer, kept in encoder.cuts))
+    distances = []
+    try:
+        for pixels in images:
+            ours = encoder.encode(pixels)
+            features, attention, place, gap = encode_with_cuts(reference, pixels, schedule)
+            common, mine, theirs = np.intersect1d(ours.place, place, return_indices=True)
+            if gap >= _BOUNDARY_GAP:
+                distances.append(1.0 - len(common) / (2 * len(place) - len(common)))
+            error = _relative_l2(ours.patch_features[mine], features[theirs])
+            measured.add("cut_features_relative_l2", error)
+            error = float(np.abs(ours.cls_attention[mine] - attention[theirs]).max())
+            measured.add("cut_cls_attention_max_abs", error)
+    finally:
+        encoder.close()
+    if distances:
+        measured.add("cut_jaccard_distance", float(np.mean(distances)))
+
+
+def _relative_l2(ours: Float, theirs: Float) -> float:
+    return float(np.linalg.norm(ours - theirs) / max(float(np.linalg.norm(theirs)), 1e-12))
