@@ -15,7 +15,14 @@ from edge_atp.flops.count import (
     text_tower_flops,
     vision_flops,
 )
-from edge_atp.flops.models import MODELS, ModelSpec, Transformer, from_config, named
+from edge_atp.flops.models import (
+    MODELS,
+    ModelSpec,
+    Transformer,
+    from_config,
+    named,
+    with_visual_tokens,
+)
 from edge_atp.flops.plan import Plan, make_plan
 from edge_atp.flops.table import Account, Row, account, relative_prefill, table
 
@@ -40,4 +47,5 @@ __all__ = [
     "table",
     "text_tower_flops",
     "vision_flops",
+    "with_visual_tokens",
 ]

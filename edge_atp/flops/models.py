@@ -152,6 +152,21 @@ def named(name: str) -> ModelSpec:
     return MODELS[name]()
 
 
+def with_visual_tokens(model: ModelSpec, visual_tokens: int) -> ModelSpec:
+    """The model on an image of another size: its ViT's grid, and so its visual tokens.
+
+    Raises:
+        ConfigError: below 1, or not the same number for each of its tiles.
+    """
+    patches, rest = divmod(visual_tokens * model.merge, model.tiles)
+    if visual_tokens < 1 or rest:
+        raise ConfigError(
+            f"visual_tokens is {visual_tokens}; {model.name} encodes {model.tiles} tiles, so it"
+            f" must be a positive multiple of {model.tiles}"
+        )
+    return dataclasses.replace(model, patches=patches)
+
+
 def from_config(
     name: str, config: Mapping[str, Any], text_tower: Mapping[str, Any] | None = None
 ) -> ModelSpec:

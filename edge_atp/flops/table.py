@@ -64,10 +64,15 @@ def account(
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table that ``edge-atp flops`` prints; FLOPs in units of 1e12."""
+    """One line of the table that ``edge-atp flops`` prints; FLOPs in units of 1e12.
+
+    relative: total over the dense model's. relative_prefill: the LLM's prefill alone. Neither means
+    anything without ``text_tokens``.
+    """
 
     method: str
     kept: int | None
+    text_tokens: int
     mean_visual: float
     vision: float
     projector: float
@@ -77,6 +82,7 @@ class Row:
     decode: float
     total: float
     relative: float
+    relative_prefill: float
     kv_cache_mb: float
 
 
@@ -98,19 +104,19 @@ def table(
         new_tokens: tokens generated.
         convention: "papers" or "engine".
     Returns:
-        rows, dense first; ``relative`` is total over the dense total.
+        rows, dense first.
     Raises:
         ConfigError: unknown method or convention, or a budget the model cannot have.
     """
     names = list(methods or _runnable(model))
     dense_plan = make_plan(model, "none", None, text_tokens)
     dense = account(model, dense_plan, text_tokens, new_tokens, convention)
-    rows = [_row("none", None, dense, dense)]
+    rows = [_row("none", None, text_tokens, dense, dense)]
     for name in names:
         for kept in keeps:
             plan = make_plan(model, name, kept, text_tokens)
             costs = account(model, plan, text_tokens, new_tokens, convention)
-            rows.append(_row(name, kept, costs, dense))
+            rows.append(_row(name, kept, text_tokens, costs, dense))
     return rows
 
 
@@ -126,21 +132,24 @@ def _runnable(model: ModelSpec) -> list[str]:
     return names
 
 
-def relative_prefill(model: ModelSpec, num_kept: int, text_tokens: int) -> float:
-    """LLM prefill with ``num_kept`` visual tokens over the dense one, papers' convention.
+def relative_prefill(
+    model: ModelSpec, num_kept: int, text_tokens: int, convention: str = "papers"
+) -> float:
+    """LLM prefill with ``num_kept`` visual tokens over the dense one.
 
     ATP's Table 1 (256 -> 150 tokens) names no text length; this is what its figure depends on.
     """
     layers = model.llm.layers
-    kept = prefill_flops(model, [num_kept] * layers, text_tokens)
-    return kept / prefill_flops(model, [model.visual_tokens] * layers, text_tokens)
+    kept = prefill_flops(model, [num_kept] * layers, text_tokens, convention)
+    return kept / prefill_flops(model, [model.visual_tokens] * layers, text_tokens, convention)
 
 
-def _row(method: str, kept: int | None, costs: Account, dense: Account) -> Row:
+def _row(method: str, kept: int | None, text_tokens: int, costs: Account, dense: Account) -> Row:
     tera = 1e-12
     return Row(
         method=method,
         kept=kept,
+        text_tokens=text_tokens,
         mean_visual=costs.mean_visual,
         vision=costs.vision * tera,
         projector=costs.projector * tera,
@@ -150,5 +159,6 @@ def _row(method: str, kept: int | None, costs: Account, dense: Account) -> Row:
         decode=costs.decode * tera,
         total=costs.total * tera,
         relative=costs.total / dense.total,
+        relative_prefill=costs.prefill / dense.prefill,
         kv_cache_mb=costs.kv_cache_bytes / 1e6,
     )
