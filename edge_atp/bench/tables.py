@@ -42,6 +42,7 @@ def _print_machine(report: dict[str, Any], console: Console) -> None:
         f"[bold]{model['model_id']}[/bold], {model['precision']} on {model['backend']},"
         f" {model['num_patches']} visual tokens, {report['settings']['rounds']} rounds"
     )
+    console.print(f"[dim]{model['backend_reason']}[/dim]")
     name = machine["board"] or machine["gpu"] or machine["cpu"]
     console.print(
         f"{name}, {machine['cores']} cores, load {machine['load']} -> {machine['load_at_end']}"

@@ -74,6 +74,8 @@ def run(args: argparse.Namespace) -> int:
         pipeline.close()
     write_sheet(dense, rows, args.question, args.out)
     _print(console, dense, rows)
+    engine = pipeline.engine
+    console.print(f"[dim]{engine.backend} ({escape(engine.backend_reason)})[/dim]", soft_wrap=True)
     console.print(f"[dim]sheet: {args.out}[/dim]")
     return 0
 

@@ -168,8 +168,8 @@ def _describe(args: argparse.Namespace, pipeline: Pipeline, recording: Recording
         "cameras": ", ".join(f"{name} ({topic})" for name, topic in recording.topics.items()),
         "recorded seconds": round(recording.duration_s, 2),
         "every": args.every,
-        "model": pipeline.manifest.model_id,
-        "backend": pipeline.engine.backend,
+        "model": f"{pipeline.manifest.model_id}, {pipeline.manifest.precision.compute}",
+        "backend": f"{pipeline.engine.backend} ({pipeline.engine.backend_reason})",
         "default pruning": f"{budget.method}, keep_ratio {budget.value:g}, alpha {budget.alpha:g}",
     }
 
@@ -213,5 +213,6 @@ def _print(args: argparse.Namespace, report: Report) -> None:
         f" {run['seconds']:.1f} s{f', {failed} with an error' if failed else ''}:"
         f" {escape(str(args.out))}[/dim]"
     )
+    console.print(f"[dim]{escape(run['model'])} on {escape(run['backend'])}[/dim]")
     if args.report:
         console.print(f"[dim]report: {escape(str(args.report / 'report.html'))}[/dim]")

@@ -85,6 +85,7 @@ def evaluate(settings: Settings, console: Console) -> dict[str, Any]:
     if settings.plots:
         new_figure(1.0, 1.0)  # a missing plotting library is an error now, not after hours
     dataset, directory = open_both(settings)
+    console.print(f"[dim]{': '.join(chosen_backend(settings, directory))}[/dim]", highlight=False)
     earlier = None
     if settings.baseline:
         earlier = read_baseline(settings.baseline / RECORDS_FILE, dataset)
@@ -190,11 +191,18 @@ def answer_all(
     return [record for record in records.records if record.line in lines], complete
 
 
+def chosen_backend(settings: Settings, directory: ModelDirectory) -> tuple[str, str]:
+    """What runs the model, and why it and, of a shipped model, why this export."""
+    backend, reason = sessions.choose_for(directory.manifest, settings.config.engine)
+    found = find_model(settings.config.model, settings.config.engine)
+    return backend, "; ".join(filter(None, (reason, found.reason)))
+
+
 def describe_run(
     settings: Settings, dataset: LabelledDataset, directory: ModelDirectory, complete: bool
 ) -> dict[str, Any]:
     """What the numbers were measured on."""
-    backend, reason = sessions.choose_for(directory.manifest, settings.config.engine)
+    backend, reason = chosen_backend(settings, directory)
     return {
         "edge_atp": __version__,
         "model_id": directory.manifest.model_id,
