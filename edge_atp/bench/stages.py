@@ -42,10 +42,11 @@ class Stopwatch:
         self._open: list[str] = []
         self._last = _clocks()
 
-    def restart(self) -> None:
-        """Forget everything measured."""
+    def restart(self) -> tuple[float, float]:
+        """Forget everything measured; returns the clocks from which on it measures."""
         self.wall_ms, self.cpu_ms, self._open = {}, {}, []
         self._last = _clocks()
+        return self._last
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -60,13 +61,14 @@ class Stopwatch:
             self.book()
             self._open.pop()
 
-    def book(self) -> None:
-        """Book the time since the last change of stage."""
+    def book(self) -> tuple[float, float]:
+        """Book the time since the last change of stage; returns the clocks up to which."""
         now = _clocks()
         stage = self._open[-1] if self._open else "other"
         self.wall_ms[stage] = self.wall_ms.get(stage, 0.0) + now[0] - self._last[0]
         self.cpu_ms[stage] = self.cpu_ms.get(stage, 0.0) + now[1] - self._last[1]
         self._last = now
+        return now
 
     def claim(self, name: str, lap_ms: float) -> None:
         """Move to a stage what the pipeline booked for it and no timed call did: methods that cut
@@ -181,11 +183,10 @@ def timed_answer(pipeline: TimedPipeline, query: Query, frame: Frame, *, forget:
     if forget:
         pipeline.engine.forget_texts()
     measured = restart_high_water()
-    watch.restart()
-    start = _clocks()
+    # The watch's own readings: others beside them would differ where the process is interrupted.
+    start = watch.restart()
     answer = pipeline.answer(query, [frame])
-    end = _clocks()
-    watch.book()
+    end = watch.book()
     laps = answer.times
     watch.claim("preprocess", 1e3 * laps.preprocess)
     watch.claim("vision", 1e3 * laps.vision_encode)
