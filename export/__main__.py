@@ -47,12 +47,14 @@ def main(arguments: list[str] | None = None) -> int:
                 settings, options.out, overwrite=options.overwrite, progress=progress
             )
     except EdgeAtpError as error:
-        _console.print(f"[red]error:[/red] {error}", highlight=False)
+        _console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
         return 1
     except OSError as error:
         _console.print(
-            f"[red]error:[/red] writing {options.out} failed: {error}; {_resume_hint(options.out)}",
+            f"[red]error:[/red] the export to {options.out} failed: {error};"
+            f" {_resume_hint(options.out)}",
             highlight=False,
+            soft_wrap=True,
         )
         return 1
     except KeyboardInterrupt:
@@ -64,6 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _resume_hint(out: Path) -> str:
     folder = staging_folder(out.resolve())
+    if not folder.is_dir():
+        return "nothing was written"
     return (
         f"what is finished waits in {folder}: run the same command again to go on with it, or"
         " delete that folder"
@@ -118,16 +122,22 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _summarise(directory: ModelDirectory, seconds: float) -> None:
-    table = Table("gate", "worst", "limit", title=f"{directory.path} ({seconds:.1f} s)")
-    for name, gate in directory.manifest.parity["gates"].items():
-        table.add_row(
-            name, f"{gate['value']:.3g}", "" if gate["limit"] is None else f"{gate['limit']:.3g}"
-        )
-    _console.print(table)
-    if not directory.manifest.parity["gates"]:
+    gates = directory.manifest.parity["gates"]
+    if gates:
+        table = Table("gate", "worst", "limit")
+        for name, gate in gates.items():
+            limit = "" if gate["limit"] is None else f"{gate['limit']:.3g}"
+            table.add_row(name, f"{gate['value']:.3g}", limit)
+        _console.print(table)
+    else:
         _console.print("[yellow]not compared with the original model[/yellow]")
-    size = sum(spec.bytes for spec in directory.manifest.files)
-    _console.print(f"{len(directory.manifest.files)} files, {size / 1e6:.1f} MB")
+    files = directory.manifest.files
+    size = sum(spec.bytes for spec in files)
+    _console.print(
+        f"{directory.path}: {len(files)} files, {size / 1e6:.1f} MB, {seconds:.1f} s",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -118,10 +119,11 @@ class TensorStore:
 
     def _find(self, name: str) -> _Location:
         if name not in self._locations:
-            near = ", ".join(sorted(self._locations)[:3])
+            near = get_close_matches(name, self._locations, cutoff=0.0)
             raise ArtifactError(
-                f"tensor {name!r} is missing from {self.folder} (it has {len(self._locations)},"
-                f" such as {near}); the checkpoint is incomplete or of another architecture"
+                f"tensor {name!r} is missing from {self.folder} (nearest of its"
+                f" {len(self._locations)}: {', '.join(near)}); the checkpoint is incomplete or of"
+                " another architecture"
             )
         return self._locations[name]
 
@@ -136,8 +138,10 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
+        # An OSError's own text names the file a second time.
+        reason = getattr(error, "strerror", None) or error
         raise ArtifactError(
-            f"{path} cannot be read ({error}); give a Hugging Face checkpoint folder"
+            f"{path} cannot be read ({reason}); give a Hugging Face checkpoint folder"
         ) from error
     if not isinstance(config, dict):
         raise ArtifactError(f"{path} holds no JSON object")

@@ -40,6 +40,8 @@ from export.vision_cut import read_schedule
 # Weights of a graph go to an external file from this size on: one protobuf holds 2 GB at most.
 _EXTERNAL_BYTES = 512 << 20
 _ANSWER_TOKENS = 256
+# Of a short question, the prompt around it and a short answer.
+_LEAST_TEXT_TOKENS = 32
 Progress = Callable[[str], None]
 
 
@@ -157,9 +159,21 @@ def read_sources(settings: ExportSettings) -> Sources:
             f" {tower.visual_projection.shape[1]} features, the vision encoder has"
             f" {model.vision.hidden}; it belongs to another vision encoder"
         )
-    wanted = model.vision.grid**2 + settings.max_text_tokens + _ANSWER_TOKENS
-    max_kv = settings.max_kv or min(model.llm.max_positions, wanted)
-    return Sources(settings, model, tower, tokenizer, max_kv)
+    return Sources(settings, model, tower, tokenizer, _max_kv(settings, model))
+
+
+def _max_kv(settings: ExportSettings, model: Llava) -> int:
+    patches = model.vision.grid**2
+    if not settings.max_kv:
+        wanted = patches + settings.max_text_tokens + _ANSWER_TOKENS
+        return min(model.llm.max_positions, wanted)
+    if settings.max_kv < patches + _LEAST_TEXT_TOKENS:
+        raise edge_atp.errors.ConfigError(
+            f"max_kv is {settings.max_kv}; an image has {patches} visual tokens here, and a"
+            f" question with its answer needs {_LEAST_TEXT_TOKENS} more: give"
+            f" {patches + settings.max_text_tokens + _ANSWER_TOKENS} or so (--max-kv)"
+        )
+    return settings.max_kv
 
 
 def write_directory(sources: Sources, journal: Journal, progress: Progress) -> None:

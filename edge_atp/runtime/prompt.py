@@ -60,16 +60,7 @@ class PromptBuilder:
         *,
         keep_prefix: bool = False,
     ) -> Prompt:
-        """The input rows for a question behind the turns before it.
-
-        Args:
-            images: (K_i, H) tokens of each new image.
-            history: earlier turns, oldest first.
-            keep_prefix: mark the text before the first image as the same for every question.
-        Raises:
-            InvalidQueryError: an empty question or one with special tokens.
-            BudgetExceededError: the text or the whole prompt is too long.
-        """
+        """The input rows for a question behind the turns before it; see ``Engine.embed_prompt``."""
         tokens = self._tokens(question, len(images), history)
         every = [image for turn in history for image in turn.images] + list(images)
         parts: list[Float] = []

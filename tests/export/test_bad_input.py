@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tiny_checkpoints import PROMPT
 
-from edge_atp.errors import ArtifactError
+from edge_atp.errors import ArtifactError, ConfigError
 from edge_atp.runtime.model_dir import ModelDirectory
 from export import recipe
 from export.__main__ import main
@@ -60,6 +60,32 @@ def test_pickled_weights_alone_are_refused(
     assert "only pickled weights (pytorch_model.bin)" in shown
     assert "safe_serialization" in shown
     assert not (tmp_path / "model").exists()
+
+
+def test_a_cache_too_short_for_an_image_is_refused_before_any_graph(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    settings = ExportSettings(checkpoint, prompt=PROMPT, max_kv=40)
+    written: list[str] = []
+    with pytest.raises(ConfigError, match=r"max_kv is 40; an image has 16 .*--max-kv"):
+        recipe.export_model(settings, tmp_path / "model", progress=written.append)
+    assert not written
+
+
+def test_a_folder_without_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, shown = export(tmp_path, tmp_path / "model", capsys)
+    assert code == 1
+    assert "config.json cannot be read (No such file or directory); give a Hugging" in shown
+
+
+def test_a_place_that_is_none_is_said_plainly(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    code, shown = export(checkpoint, tmp_path / "file" / "model", capsys)
+    assert code == 1
+    assert "Not a directory" in shown
+    assert shown.endswith("nothing was written")
 
 
 def test_truncated_checkpoint_is_refused(
