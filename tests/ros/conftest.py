@@ -70,7 +70,7 @@ class NodeProcess:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._popen.pid, number)
 
-    def stop(self, timeout_s: float = 5.0) -> int:
+    def stop(self, timeout_s: float = 30.0) -> int:
         """Interrupt the group as Ctrl-C does, kill what is left; return the exit status."""
         if self.is_running():
             self.signal_group(signal.SIGINT)

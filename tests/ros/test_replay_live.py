@@ -29,7 +29,7 @@ def play(tmp_path: Path, **arguments) -> tuple[int, str]:
     """Run the table until the questions have ended; returns their exit code and what they said."""
     table = replay(ReplayArguments(**arguments), SHARE)
     with Runner(table, tmp_path / "logs") as runner:
-        end = time.monotonic() + 120.0
+        end = time.monotonic() + 300.0
         while "bag_questions" not in runner.ended():
             assert time.monotonic() < end, runner.log("bag_questions")
             time.sleep(0.1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 
+from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -22,7 +23,8 @@ from edge_atp_ros.process import StartError
 from edge_atp_ros.recording import RecordedMessage, Recording, RecordingError, restamp
 
 NODE_NAME = "bag_player"
-_PUBLISHER_DEPTH = 10
+_PUBLISHER_DEPTH = 50  # what a subscriber on a busy machine may lag behind
+_FLUSH_S = 5.0
 _CLOCK_PERIOD_S = 0.01
 _PROGRESS_PERIOD_S = 5.0
 
@@ -110,6 +112,8 @@ class BagPlayer(Node):
                 if not self._loop:
                     break
         if not self._stopping.is_set():
+            for publisher in self._publishers_by_topic.values():
+                publisher.wait_for_all_acked(Duration(seconds=_FLUSH_S))
             self.get_logger().info("end of the recording")
 
     def _play_once(self, recording: Recording) -> None:
