@@ -2,7 +2,8 @@
 
 Attention stays fused; a CLS row is computed beside it as one extra softmax(q_cls K^T), which
 costs one row instead of the whole attention matrix. Runtimes execute a graph whole, whatever is
-fetched, so every output is one whose parts the encoder computes anyway: the keys are a copy.
+fetched, so outputs are those whose parts the encoder computes anyway: the keys are a copy. Only
+where the last layer does not run are its keys an extra, a twelfth of what running it would take.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ def emit_vision(
     Outputs: patch_features (1, N, D) of hidden state ``feature_layer``; cls_attention (1, N),
     head mean, of the layer that produced it, and patch_keys (1, N, D), that layer's attention keys
     of the patches, heads concatenated; last_cls_attention and last_patch_keys, the same of the
-    encoder's last layer (absent where it is the consumed one or does not run); patch_embeds
-    (1, N, P), post-layernorm and visual projection of hidden state ``embed_layer`` or of the value
-    path (absent without a projection).
+    encoder's last layer (absent where it is the consumed one, or what enters it is not there);
+    patch_embeds (1, N, P), post-layernorm and visual projection of hidden state ``embed_layer`` or
+    of the value path (absent without a projection).
 
     Args:
         visual_projection: (P, D), or None where the checkpoint has no joint space.
@@ -74,6 +75,11 @@ def emit_vision(
         if index + 1 in (feature_at, config.layers):
             row = cls_row(graph, q, k, config.heads, head_dim)
             scored[index + 1] = (row, without_cls(graph, k))
+    entering_last = ""
+    if last == config.layers - 1:
+        prefix = f"vision.encoder.layers.{last}"
+        entering_last = layer_norm(graph, tensors, f"{prefix}.layer_norm1", x, config.norm_eps)
+        scored[config.layers] = _last_layer_keys(graph, tensors, config, entering_last)
     features = without_cls(graph, states[feature_at])
     graph.output("patch_features", features, TensorProto.FLOAT, [1, count, config.hidden])
     for number, (row, keys) in scored.items():
@@ -81,10 +87,9 @@ def emit_vision(
         graph.output(f"{prefix}cls_attention", row, TensorProto.FLOAT, [1, count])
         graph.output(f"{prefix}patch_keys", keys, TensorProto.FLOAT, [1, count, config.hidden])
     if visual_projection is not None:
-        patches = without_cls(graph, states[embed_at])
+        patches = without_cls(graph, entering_last if value_path else states[embed_at])
         if value_path:
-            prefix = f"vision.encoder.layers.{config.layers - 1}"
-            patches = value_path_states(graph, tensors, prefix, patches, config.norm_eps)
+            patches = value_path_states(graph, tensors, config, patches)
         normed = layer_norm(graph, tensors, "vision.post_layernorm", patches, config.norm_eps)
         weight = graph.weight("visual_projection.weight", np.ascontiguousarray(visual_projection.T))
         embeds = graph.node("MatMul", normed, weight, name="visual_projection")
@@ -92,13 +97,33 @@ def emit_vision(
         graph.output("patch_embeds", embeds, TensorProto.FLOAT, [1, count, width])
 
 
+def _last_layer_keys(
+    graph: GraphBuilder, tensors: TensorStore, config: VisionConfig, normed: str
+) -> tuple[str, str]:
+    """CLS row and keys of a last layer that does not run itself.
+
+    Args:
+        normed: (1, 1 + N, D) what enters that layer, behind its first norm.
+    """
+    prefix = f"vision.encoder.layers.{config.layers - 1}.self_attn"
+    k = linear(graph, tensors, f"{prefix}.k_proj", normed)
+    cls = graph.node("Slice", normed, graph.ints(0), graph.ints(1), graph.ints(1))
+    q = linear(graph, tensors, f"{prefix}.q_proj", cls)
+    row = cls_row(graph, q, k, config.heads, config.hidden // config.heads)
+    return row, without_cls(graph, k)
+
+
 def value_path_states(
-    graph: GraphBuilder, tensors: TensorStore, prefix: str, x: str, eps: float
+    graph: GraphBuilder, tensors: TensorStore, config: VisionConfig, normed: str
 ) -> str:
-    """What a token would add to its state if it attended to itself alone, (1, N, D)."""
-    normed = layer_norm(graph, tensors, f"{prefix}.layer_norm1", x, eps)
-    values = linear(graph, tensors, f"{prefix}.self_attn.v_proj", normed)
-    return linear(graph, tensors, f"{prefix}.self_attn.out_proj", values)
+    """What a token would add to its state in the last layer if it attended to itself alone.
+
+    Args:
+        normed: (1, N, D) patches that enter that layer, behind its first norm.
+    """
+    prefix = f"vision.encoder.layers.{config.layers - 1}.self_attn"
+    values = linear(graph, tensors, f"{prefix}.v_proj", normed)
+    return linear(graph, tensors, f"{prefix}.out_proj", values)
 
 
 def layer_number(config: VisionConfig, index: int, name: str) -> int:

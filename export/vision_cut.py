@@ -165,8 +165,9 @@ def _emit_outputs(
         return
     patches = features
     if value_path:
-        prefix = f"vision.encoder.layers.{config.layers - 1}"
-        patches = value_path_states(graph, tensors, prefix, patches, config.norm_eps)
+        prefix = f"vision.encoder.layers.{config.layers - 1}.layer_norm1"
+        patches = layer_norm(graph, tensors, prefix, patches, config.norm_eps)
+        patches = value_path_states(graph, tensors, config, patches)
     normed = layer_norm(graph, tensors, "vision.post_layernorm", patches, config.norm_eps)
     weight = graph.weight("visual_projection.weight", np.ascontiguousarray(visual_projection.T))
     embeds = graph.node("MatMul", normed, weight, name="visual_projection")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import transformers
-from tiny_checkpoints import PROMPT
+from tiny_checkpoints import PROMPT, llm_config, save_llava
 
 from edge_atp.config import PipelineConfig
 from edge_atp.errors import MissingSignalError
@@ -27,9 +30,9 @@ METHODS = ("visionzip", "prumerge")
 PATCHES, NEW_TOKENS = 16, 6
 
 
-def export(checkpoint: Path, tower: str, out: Path) -> Path:
+def export(checkpoint: Path, tower: str, out: Path, **changes: Any) -> Path:
     settings = ExportSettings(
-        checkpoint, text_tower=tower, prompt=PROMPT, max_kv=96, parity_new_tokens=2
+        checkpoint, text_tower=tower, prompt=PROMPT, max_kv=96, parity_new_tokens=2, **changes
     )
     return recipe.export_model(settings, out, progress=lambda step: None).path
 
@@ -153,10 +156,33 @@ def test_a_directory_of_an_earlier_version_says_what_to_do(
     assert pipeline.answer(query("atp", 5), [picture(3)]).tokens.visual_kept == 5
 
 
-def test_without_a_text_tower_the_last_layer_does_not_run(checkpoint: Path, tmp_path: Path) -> None:
-    pipeline = Pipeline.load(
-        PipelineConfig(model=str(export(checkpoint, "", tmp_path / "model")), engine="ort-cpu")
-    )
+@pytest.mark.parametrize("how", ["no text tower", "joint patches of the layer before"])
+def test_a_last_layer_that_does_not_run_gives_its_keys_all_the_same(
+    checkpoint: Path, text_tower: Path, pipeline: Pipeline, tmp_path: Path, how: str
+) -> None:
+    tower, changes = ("", {}) if how == "no text tower" else (str(text_tower), {"embed_layer": -2})
+    out = export(checkpoint, tower, tmp_path / "model", **changes)
+    found = Pipeline.load(PipelineConfig(model=str(out), engine="ort-cpu"))
+    assert set(METHODS) <= set(runnable_methods(found.manifest))
+    gates = found.manifest.parity["gates"]
+    assert 0.0 <= gates["last_patch_keys_relative_l2"]["value"] <= 1e-4
+    names = {node.name for node in onnx.load(out / "vision.onnx").graph.node}
+    last = "vision.encoder.layers.2"
+    assert any(name.startswith(f"{last}.self_attn.k_proj") for name in names)
+    assert not any(name.startswith(f"{last}.mlp") for name in names)
+    # As where the last layer runs.
+    whole, short = (p.answer(query("prumerge", 5), [picture(4)]) for p in (pipeline, found))
+    assert whole.token_ids == short.token_ids
+    assert (whole.masks[0].kept == short.masks[0].kept).all()
+
+
+def test_without_what_enters_the_last_layer_its_keys_are_not_there(tmp_path: Path) -> None:
+    checkpoint = save_llava(tmp_path / "llava", llm_config("llama"), vision_layers=3)
+    settings = json.loads((checkpoint / "config.json").read_text())
+    settings["vision_feature_layer"] = -3
+    (checkpoint / "config.json").write_text(json.dumps(settings))
+    out = export(checkpoint, "", tmp_path / "model")
+    pipeline = Pipeline.load(PipelineConfig(model=str(out), engine="ort-cpu"))
     assert "visionzip" in runnable_methods(pipeline.manifest)
     assert pipeline.answer(query("visionzip", 5), [picture(4)]).tokens.visual_kept == 5
     with pytest.raises(MissingSignalError, match=r"prumerge needs .*last layer.*--text-tower"):
