@@ -207,7 +207,7 @@ def describe_run(
         "edge_atp": __version__,
         "model_id": directory.manifest.model_id,
         "model_source_sha256": directory.manifest.source.sha256,
-        "manifest_sha256": file_sha256(directory.path / FILE_NAME),
+        "graphs_sha256": {g.role: directory.sha256(g.role) for g in directory.manifest.graphs},
         "precision": directory.manifest.precision.compute,
         "backend": backend,
         "backend_reason": reason,
