@@ -10,9 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from array_api_compat import array_namespace
+
 from edge_atp.errors import ConfigError, ShapeError
 from edge_atp.pruning.base import Pruner, kept_from_order
-from edge_atp.pruning.ops import cosine, head_mean, min_max, top_k
+from edge_atp.pruning.ops import as_float32, cosine, head_mean, min_max, snap, top_k
 from edge_atp.types import Array, Selection, VisualSignals
 
 RELEVANCE_SOURCES = ("raw", "negated", "value")
@@ -32,7 +34,7 @@ def fuse(relevance: Array, saliency: Array, alpha: float) -> Array:
         saliency: (N,) CLS attention of each patch, any scale.
         alpha: weight of the question in [0, 1]; 0 ignores it, 1 ignores saliency.
     Returns:
-        (N,) float32 in [0, 1]; higher is kept first.
+        (N,) in [0, 1], in the finer precision of the two; higher is kept first.
     Raises:
         ShapeError: the two inputs differ in length.
     Source: ATP, sec. 4.5. A constant input normalises to zeros.
@@ -84,8 +86,11 @@ class Method(Pruner):
         if self.relevance_source == "negated":
             relevance = -relevance
         attention = getattr(signals, self._first(signals, *self.needs_one_of))
-        scores = fuse(relevance, head_mean(attention), self.alpha)
-        return kept_from_order(top_k(scores, num_kept), scores)
+        xp = array_namespace(attention)
+        # In float64: rounding of one part must not part sums that are equal.
+        saliency = xp.astype(head_mean(attention), xp.float64)
+        scores = fuse(relevance, saliency, self.alpha)
+        return kept_from_order(top_k(snap(scores), num_kept), as_float32(scores))
 
 
 def _require_choice(field: str, value: str, choices: tuple[str, ...]) -> None:

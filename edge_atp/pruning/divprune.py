@@ -9,7 +9,7 @@ import numpy as np
 
 from edge_atp.pruning.base import Pruner, as_indices, kept_from_order
 from edge_atp.pruning.ops import on_host
-from edge_atp.pruning.similarity import scratch_cosines, without_self
+from edge_atp.pruning.similarity import scratch_cosines, snap_cosines, without_self
 from edge_atp.types import Array, Selection, VisualSignals
 
 
@@ -45,6 +45,6 @@ class Method(Pruner):
     needs: ClassVar[tuple[str, ...]] = ("image_embeds",)
 
     def _select(self, signals: VisualSignals, num_kept: int, /) -> Selection:
-        similarity = without_self(scratch_cosines(signals.image_embeds)[0])
+        similarity = without_self(snap_cosines(scratch_cosines(signals.image_embeds)[0]))
         order = max_min_order(similarity, num_kept)
         return kept_from_order(as_indices(order, signals.image_embeds), None)

@@ -12,7 +12,7 @@ from edge_atp.errors import ConfigError, ShapeError
 from edge_atp.pruning.base import Pruner, as_indices, kept_from_order
 from edge_atp.pruning.ops import on_host
 from edge_atp.pruning.scratch import scratch
-from edge_atp.pruning.similarity import cosine_cross, scratch_cosines
+from edge_atp.pruning.similarity import cosine_cross, scratch_cosines, snap_cosines
 from edge_atp.types import Array, Selection, VisualSignals
 
 # Bytes of rows updated at once: they stay in the second-level cache, and their memory is not asked
@@ -180,6 +180,7 @@ class Method(Pruner):
         num_text, num = text.shape[0], features.shape[0]
         # In one array from the start: a second N x N one costs as much as the arithmetic on it.
         coverage, _ = scratch_cosines(features, rows_above=num_text)
+        snap_cosines(coverage[num_text:])
         text_rows = on_host(cosine_cross(text, visual))
         _soften(text_rows, self.text_temperature, 1.0 / num_text)
         coverage[:num_text] = text_rows

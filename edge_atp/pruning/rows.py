@@ -64,7 +64,11 @@ class MatrixRows:
 
 
 class LazyCosineRows:
-    """Cosines of (N, D) float32 vectors, a row at a time; equal vectors give equal bits."""
+    """Cosines of (N, D) float32 vectors, a row at a time; equal vectors give equal bits.
+
+    Where both rows of a pair are asked for, both hold its value of the first one, so that the
+    matrix they come from is symmetric to the last bit.
+    """
 
     def __init__(self, vectors: NDArray[np.float32]) -> None:
         self._vectors = np.ascontiguousarray(vectors)
@@ -72,14 +76,17 @@ class LazyCosineRows:
         # As in cosine_matrix: exactly 1, or 0 for a zero vector.
         self.diagonal: NDArray[Any] = (self._inverse > 0).astype(np.float32)
         self.twins: NDArray[np.int64] | None = lowest_twin(self._vectors)
+        self._asked: dict[int, NDArray[Any]] = {}
 
     def row(self, index: int) -> NDArray[Any]:
         """(N,) cosines of one token with all: one matrix-vector product."""
         row: NDArray[Any] = self._vectors @ self._vectors[index]
-        row *= self._inverse
-        row *= self._inverse[index]
+        row *= self._inverse * self._inverse[index]
         row[index] = self.diagonal[index]
-        return row if self.twins is None else row[self.twins]
+        for other, theirs in self._asked.items():
+            row[other] = theirs[index]
+        self._asked[index] = row if self.twins is None else row[self.twins]
+        return self._asked[index]
 
     def mean(self) -> NDArray[Any]:
         """(N,) mean cosine of each token: its product with the sum of all unit vectors."""

@@ -77,9 +77,9 @@ def cosine_matrix(vectors: Array) -> Array:
     Args:
         vectors: (N, D), any float dtype.
     Returns:
-        (N, N) float64 or float32 (see ``working_dtype``). Equal rows of ``vectors`` give
-        bit-identical rows and columns. A zero vector has cosine 0 with everything, itself
-        included.
+        (N, N) float64 or float32 (see ``working_dtype``), symmetric to the last bit. Equal rows
+        of ``vectors`` give bit-identical rows and columns. A zero vector has cosine 0 with
+        everything, itself included.
     """
     return matrix_and_twins(vectors)[0]
 
@@ -132,14 +132,28 @@ def _to_cosines(matrix: Array, vectors: Array) -> tuple[Array, Array | None]:
     xp = array_namespace(matrix)
     # Scaling the N x N product instead of the N x D input: D is the longer side.
     inverse = inverse_norms(vectors)
-    matrix *= inverse[:, None]
-    matrix *= inverse[None, :]
+    # One factor a pair, so that (i, j) and (j, i) stay equal: two tokens that are each other's
+    # nearest tie.
+    if isinstance(matrix, np.ndarray):
+        matrix *= np.multiply.outer(
+            inverse, inverse, out=scratch("factors", matrix.shape, matrix.dtype)
+        )
+    else:
+        matrix *= inverse[:, None] * inverse[None, :]
     # Exactly 1, so that rounding of a token's own cosine cannot decide a tie.
     _write_diagonal(matrix, xp.astype(inverse > 0, matrix.dtype))
     twins = lowest_twin(vectors)
     if twins is not None:
         matrix = xp.take(xp.take(matrix, twins, axis=0), twins, axis=1)
     return matrix, twins
+
+
+def snap_cosines(matrix: Array) -> Array:
+    """``ops.snap`` of float64 cosines, in place: tokens along one line have equal cosines."""
+    if matrix.dtype == array_namespace(matrix).float64:
+        matrix += 6144.0
+        matrix -= 6144.0
+    return matrix
 
 
 def matrix_work(num: int, width: int) -> int:
@@ -171,6 +185,8 @@ def cosine_cross(rows: Array, columns: Array) -> Array:
         matrix += columns[:, part] @ rows[:, part].T
     matrix *= inverse_norms(columns)[:, None]
     matrix *= inverse_norms(rows)[None, :]
+    if dtype == xp.float64:
+        snap_cosines(matrix)
     twins = lowest_twin(columns)
     return (matrix if twins is None else xp.take(matrix, twins, axis=0)).T
 

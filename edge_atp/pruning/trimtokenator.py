@@ -12,7 +12,7 @@ from array_api_compat import array_namespace
 
 from edge_atp.errors import ConfigError, ShapeError
 from edge_atp.pruning.base import Pruner, as_indices, kept_from_order
-from edge_atp.pruning.ops import as_float32, require_finite, top_k
+from edge_atp.pruning.ops import as_float32, require_finite, snap, top_k
 from edge_atp.pruning.rows import Rows, as_rows, cosine_rows
 from edge_atp.pruning.similarity import in_blocks, lowest_twin, working_dtype
 from edge_atp.types import Array, Selection, VisualSignals
@@ -55,7 +55,7 @@ def alignment(visual: Array, text: Array) -> Array:
         squares = xp.vecdot(block, block)[:, None] + text_squares - 2.0 * (block @ text.T)
         distance = xp.sqrt(xp.where(squares > 0, squares, xp.zeros_like(squares)))
         parts.append(-xp.mean(distance, axis=1))
-    scores = xp.concat(parts)
+    scores = snap(xp.concat(parts))
     require_finite("the distance of image_embeds and text_tokens", scores)
     twins = lowest_twin(visual)
     return scores if twins is None else xp.take(scores, twins)
@@ -90,12 +90,12 @@ def min_mean_similarity_order(similarity: Rows | Array, num_kept: int) -> list[i
     Source: TrimTokenator, alg. 1. A running sum: dividing by the number chosen changes no rank.
     """
     rows = as_rows(similarity)
-    means = rows.mean()
+    means = snap(rows.mean())
     chosen = int(means.argmin())
     order = [chosen]
     total = np.zeros_like(means)
     while len(order) < num_kept:
-        total += rows.row(chosen)
+        total += snap(rows.row(chosen))
         total[chosen] = np.inf  # stays the maximum: never chosen twice
         chosen = int(total.argmin())
         order.append(chosen)

@@ -110,3 +110,35 @@ def test_fusion_ignores_scale_and_offset(scale: float, shift: float, alpha: floa
         fuse(relevance, saliency, alpha),
         atol=1e-6,
     )
+
+
+def test_nearly_equal_patches_are_scored_exactly() -> None:
+    # Cosines 1e-4 apart: the min-max magnifies float32's 1e-7 a ten thousand times.
+    rng = np.random.default_rng(0)
+    for num, width in ((20, 16), (300, 400)):
+        patches = rng.standard_normal(width) + 1e-4 * rng.standard_normal((num, width))
+        patches, text = patches.astype(np.float32), rng.standard_normal(width).astype(np.float32)
+        signals = VisualSignals(
+            patch_embeds=patches, text_embed=text, cls_attention=np.ones(num, np.float32)
+        )
+        exact = patches.astype(np.float64) @ text.astype(np.float64)
+        exact /= np.linalg.norm(patches.astype(np.float64), axis=1)
+        exact = (exact - exact.min()) / (exact.max() - exact.min())
+        selection = load("atp", alpha=1.0).select(signals, 5)
+        np.testing.assert_allclose(selection.scores, exact, atol=1e-5)
+        assert selection.scores.dtype == np.float32
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_blends_that_are_equal_tie(swapped: bool) -> None:
+    # Relevance 1 with saliency 1/6, and 1/2 with 4/6: both blends are 7/12, in float32 they differ.
+    patches = np.array([[1, 0], [0, 1], [-1, 0], [-1, 0]], np.float32)
+    attention = np.array([1, 4, 0, 6], np.float32) / 16
+    if swapped:
+        patches, attention = patches[[1, 0, 2, 3]], attention[[1, 0, 2, 3]]
+    signals = VisualSignals(
+        patch_embeds=patches, text_embed=np.array([1, 0], np.float32), cls_attention=attention
+    )
+    selection = load("atp").select(signals, 4)
+    np.testing.assert_allclose(selection.scores, [7 / 12, 7 / 12, 0, 1 / 2], atol=1e-6)
+    assert selection.order.tolist() == [0, 1, 3, 2]

@@ -169,6 +169,53 @@ def test_of_equal_tokens_the_lower_goes_first(variant: str, backend: str) -> Non
                 assert order.index(index - 67) < order.index(index)
 
 
+@pytest.mark.parametrize("variant", ["divprune", "trimtokenator", "mmtok", "vispruner", "atp"])
+@pytest.mark.parametrize("num_kept", [1, 4, 9, 17])
+def test_tokens_along_one_line_tie(variant: str, num_kept: int) -> None:
+    # Cosines do not see a token's length, so a token's multiple is as good as the token itself.
+    rng = np.random.default_rng(num_kept)
+    signals = make_signals(rows=2, cols=12, seed=num_kept)
+    source, lengths = rng.integers(0, 12, 24), rng.choice([0.5, 1.0, 2.0, 3.0, 7.0], (24, 1))
+    longer = dataclasses.replace(
+        signals,
+        **{
+            name: getattr(signals, name)[source].astype(np.float64)
+            for name in ("patch_features", "image_embeds", "patch_embeds")
+        },
+        cls_attention=signals.cls_attention[:, source],
+    )
+    lengths[:] = 1.0 if variant == "trimtokenator" else lengths  # its first stage sees lengths
+    unequal = dataclasses.replace(
+        longer,
+        patch_features=longer.patch_features * lengths,
+        image_embeds=longer.image_embeds * lengths,
+        patch_embeds=longer.patch_embeds * lengths,
+    )
+    got, expected = (build(variant).select(s, num_kept).order.tolist() for s in (unequal, longer))
+    assert got == expected
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+@pytest.mark.parametrize(("num", "width"), [(2, 3), (3, 5), (200, 1000)])
+def test_two_that_are_nearest_to_each_other_tie(num: int, width: int, backend: str) -> None:
+    # All others are close pairs; 0.1 apart, the last two lie farthest from their nearest.
+    rng = np.random.default_rng(num)
+    for _ in range(10):
+        tokens = rng.standard_normal((num, width)).astype(np.float32)
+        pairs = (num - 2) // 2
+        tokens[pairs : 2 * pairs] = tokens[:pairs] + np.float32(1e-3)
+        tokens[-1] = tokens[-2] + 0.1 * rng.standard_normal(width).astype(np.float32)
+        signals = VisualSignals(image_embeds=tokens, text_tokens=tokens[:1])
+        if backend == "torch":
+            pytest.importorskip("torch")
+            signals = to_torch(signals)
+        first = int(build("divprune").select(signals, 1).kept_indices[0])
+        if num % 2 == 0:
+            assert first == num - 2
+        if num == 2:
+            assert build("trimtokenator").select(signals, 2).order.tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("variant", EXACT)
 def test_zero_vectors_are_defined(variant: str) -> None:
     signals = map_arrays(make_signals(), np.copy)
