@@ -122,7 +122,8 @@ def note_times(path: Path) -> None:
     def send_and_note(service: Service, response: object, header: object) -> None:
         send(service, response, header)
         if service.srv_name.endswith(_NAME):
-            file.write(f"{(time.time_ns() - header.source_timestamp) / 1e6:.3f}\n")
+            now_ns = time.time_ns()
+            file.write(f"{(now_ns - header.source_timestamp) / 1e6:.3f} {now_ns / 1e9:.3f}\n")
             file.flush()
 
     Service.send_response = send_and_note
@@ -147,12 +148,16 @@ def be_caller(path: Path) -> None:
     clients = [node.create_client(ListQueries, name) for name in names]
     for client, name in zip(clients, names, strict=True):
         wait_until(client.service_is_ready, name)
-    gc.disable()  # so that no pause of this process is taken for the node's
+    # Collected between the calls, so that no pause of this process is taken for the node's; what is
+    # there already is left alone, so that it takes no time.
+    gc.disable()
+    gc.freeze()
     due_s = time.perf_counter()
     with path.open("w") as file:
         while True:
             file.write(" ".join(f"{_call_ms(executor, client):.3f}" for client in clients) + "\n")
             file.flush()
+            gc.collect()
             due_s = max(due_s + _PERIOD_S, time.perf_counter())
             time.sleep(max(0.0, due_s - time.perf_counter()))
 

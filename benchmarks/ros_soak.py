@@ -56,9 +56,11 @@ from benchmarks.ros_soak_clients import CAMERAS, COMPLETE, MARK, STANDING, TEXTS
 # Questions accepted before memory is looked at, or this share of a shorter run.
 _WARM_UP = 500
 _WARM_UP_SHARE = 0.3
-# The node is stopped for so long at first: then DDS has taken the memory for its queues of images
-# (parameter camera_depth), which it otherwise takes whenever the node first falls behind.
-_SUSPENDED_S = 2.0
+# DDS takes memory for its queues of images (parameter camera_depth) when the node falls behind, and
+# keeps it. The node is stopped, and let run, for so long each time, until that takes no more.
+_SUSPENDED_S, _RESUMED_S = 0.7, 0.5
+_MOST_STOPS, _ENOUGH_STOPS, _FLAT_BYTES = 30, 4, 1_000_000
+_COURSE_POINTS = 12
 _SPEED_SAMPLES = 8
 
 
@@ -69,8 +71,9 @@ class Report:
     questions: asked. accepted: not REJECTED.
     sustained_hz: answers a second, one question at a time, cameras running.
     asked_hz: questions a second during the soak.
-    warm_up: questions accepted before the resident set was looked at.
-    resident_mb: then, and at the end.
+    stops: of the node before the soak, until its queues of images were full. warm_up: questions
+        accepted after that, before the resident set was looked at.
+    resident_mb: by questions accepted, from then to the end.
     slope_mb: growth of the resident set per 10,000 final answers, and per 10,000 accepted ones.
     """
 
@@ -80,8 +83,9 @@ class Report:
     asked_hz: float
     outcomes: dict[str, int]
     standing_answers: int
+    stops: int
     warm_up: int
-    resident_mb: tuple[float, float]
+    resident_mb: dict[int, float]
     slope_mb: tuple[float, float]
     list_queries: Listing
     faults: tuple[str, ...]
@@ -104,17 +108,19 @@ class Memory:
         self._stopped.set()
         self._thread.join()
 
-    def course(self) -> tuple[int, tuple[float, float], tuple[float, float]]:
+    def course(self) -> tuple[int, dict[int, float], tuple[float, float]]:
         """``warm_up``, ``resident_mb`` and ``slope_mb`` of the report."""
         accepted = self._samples[-1][1]
         warm_up = min(_WARM_UP, int(_WARM_UP_SHARE * accepted))
         warm = [sample for sample in self._samples if sample[1] >= warm_up]
+        shown = [warm[i] for i in np.linspace(0, len(warm) - 1, _COURSE_POINTS).astype(int)]
+        course = {count: round(resident / 1e6, 2) for _finals, count, resident in shown}
         finals, accepted_then, resident = np.array(warm, dtype=np.float64).T
         slopes = [
             float(np.polyfit(over, resident, 1)[0] * 10_000 / 1e6)
             for over in (finals, accepted_then)
         ]
-        return warm_up, (resident[0] / 1e6, resident[-1] / 1e6), (slopes[0], slopes[1])
+        return warm_up, course, (slopes[0], slopes[1])
 
     def _sample(self) -> None:
         while not self._stopped.wait(0.5):
@@ -155,14 +161,28 @@ def run(
         wait_until(clients.ready, "the node listens")
         sustained_hz = _sustained_hz(clients)
         _hold_standing(node)
-        process.suspend(_SUSPENDED_S)
+        stops = _fill_queues(process)
         rate_hz = max(overload * sustained_hz, least_hz)
         with lister, Memory(process, clients) as memory:
             wait_until(lister.begun, "ListQueries answers")
             asked, asked_hz = _ask(clients, rate_hz, questions, accepted)
             late = _await_last(clients)
             listing = lister.read()
-        return _report(clients, memory, listing, asked, (sustained_hz, asked_hz), late)
+        return _report(clients, memory, listing, asked, stops, (sustained_hz, asked_hz), late)
+
+
+def _fill_queues(process: VlmProcess) -> int:
+    """Let DDS take the memory for its queues; returns how often the node was stopped for that."""
+    most, flat = process.resident_bytes(), 0
+    for number in range(1, _MOST_STOPS + 1):
+        process.suspend(_SUSPENDED_S)
+        time.sleep(_RESUMED_S)
+        resident = process.resident_bytes()
+        flat = flat + 1 if resident < most + _FLAT_BYTES else 0
+        most = max(most, resident)
+        if flat == _ENOUGH_STOPS:
+            return number
+    return _MOST_STOPS
 
 
 @contextlib.contextmanager
@@ -233,6 +253,7 @@ def _report(
     memory: Memory,
     listing: Listing,
     questions: int,
+    stops: int,
     rates_hz: tuple[float, float],
     late: list[str],
 ) -> Report:
@@ -241,7 +262,7 @@ def _report(
         for answer in clients.finals[f"q{number}"]:
             complete = answer.status in COMPLETE
             outcomes["complete" if complete else f"error {answer.error_code}"] += 1
-    warm_up, resident_mb, slope_mb = memory.course()
+    warm_up, course, slope_mb = memory.course()
     return Report(
         questions=questions,
         accepted=sum(outcomes.values()) - outcomes[f"error {Answer.ERROR_REJECTED}"],
@@ -249,8 +270,9 @@ def _report(
         asked_hz=rates_hz[1],
         outcomes=dict(outcomes),
         standing_answers=sum(len(clients.finals[query_id]) for query_id in STANDING),
+        stops=stops,
         warm_up=warm_up,
-        resident_mb=resident_mb,
+        resident_mb=course,
         slope_mb=slope_mb,
         list_queries=listing,
         faults=tuple(late + clients.faults()),
