@@ -101,7 +101,7 @@ def text_relevance(clip_text_tokens: Array, visual_cls: Array) -> Array:
     Returns:
         (M',) float32 in [-1, 1].
     """
-    return cosine(clip_text_tokens, visual_cls)
+    return as_float32(cosine(clip_text_tokens, visual_cls))
 
 
 def map_relevance(relevance: Array, clip_spans: Sequence[Span], llm_spans: Sequence[Span]) -> Array:
