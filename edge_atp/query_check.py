@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from edge_atp.config import PipelineConfig
 from edge_atp.errors import InvalidQueryError
 from edge_atp.types import Query
 
 _MAX_ID_CHARS = 256
+# As much as may be configured; a model's own cache may end before.
+_MOST_NEW_TOKENS = next(
+    int(f.metadata["high"]) for f in fields(PipelineConfig) if f.name == "max_new_tokens"
+)
 
 
 def check_query(query: Query, num_images: int, config: PipelineConfig) -> None:
@@ -24,9 +30,10 @@ def check_query(query: Query, num_images: int, config: PipelineConfig) -> None:
             f"text has {len(query.text)} characters; at most {config.max_prompt_chars}"
             " (max_prompt_chars)"
         )
-    if query.max_new_tokens < 0:
+    if not 0 <= query.max_new_tokens <= _MOST_NEW_TOKENS:
         raise InvalidQueryError(
-            f"max_new_tokens is {query.max_new_tokens}; 0 (the default) or a positive number"
+            f"max_new_tokens is {query.max_new_tokens}; 1 to {_MOST_NEW_TOKENS}, or 0 for the"
+            " default"
         )
     if len(query.conversation_id) > _MAX_ID_CHARS:
         raise InvalidQueryError(

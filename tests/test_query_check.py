@@ -24,6 +24,8 @@ def frame(cell_images):
         (Query("hi", choices=("a",) * 65), 1, "choices has 65 entries"),
         (Query("hi", choices=("a", "b" * 201)), 1, r"choices\[1\] has 201 .*max_choice_chars"),
         (Query("hi", conversation_id="c" * 257), 1, "conversation_id has 257 characters"),
+        (Query("hi", max_new_tokens=99_999), 1, "max_new_tokens is 99999; 1 to 4096"),
+        (Query("hi", max_new_tokens=-1), 1, "max_new_tokens is -1; 1 to 4096"),
         (Query("hi"), 9, r"9 images; at most 8 \(max_images\)"),
         (Query("hi", prune_per_image=(PruneSpec(),)), 2, "1 entries for 2 images"),
         (

@@ -98,7 +98,8 @@ class Intake:
         _check_conversation(message, standing)
         if message.max_new_tokens > max_tokens:
             raise InvalidQueryError(
-                f"max_new_tokens is {message.max_new_tokens}; at most {max_tokens}"
+                f"max_new_tokens is {message.max_new_tokens}; at most {max_tokens} (parameter"
+                " max_new_tokens), or 0 for the node's default"
             )
         return replace(
             question,
