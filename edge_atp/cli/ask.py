@@ -70,7 +70,7 @@ def _add_pruning(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep-ratio", type=float, metavar="R", help="share of visual tokens kept, (0, 1]"
     )
-    parser.add_argument("--keep-tokens", type=int, metavar="K", help="visual tokens kept")
+    parser.add_argument("--keep-tokens", type=int, metavar="K", help="most visual tokens kept")
     parser.add_argument(
         "--latency-budget-ms",
         type=float,

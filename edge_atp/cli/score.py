@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=Path, help="folder of images; answer them first")
     add_model(parser)
     add_method(parser)
-    parser.add_argument("--keep-tokens", type=int, metavar="K", help="visual tokens kept")
+    parser.add_argument("--keep-tokens", type=int, metavar="K", help="most visual tokens kept")
     add_longest(parser, 32)
     parser.add_argument("--limit", type=int, metavar="N", help="answer the first N only")
     add_json(parser)
