@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
             log=_console.log,
         )
     except (EdgeAtpError, OSError) as error:
-        _console.print(f"[red]error:[/red] {error}", highlight=False)
+        _console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
         return 1
     for engine in built.manifest.engines:
         _console.print(f"{engine.file}: TensorRT {engine.tensorrt_version}")
