@@ -138,6 +138,8 @@ def hostile_messages(draw: st.DrawFn) -> tuple[type, bytes]:
     elif damage == 4:
         at = draw(st.integers(_AFTER_STAMP, min(len(content), 80) - 4)) & ~3
         content[at : at + 4] = _LENGTH
+    # On the wire a message is filled up to whole words; filled up here, both sides read the same.
+    content.extend(bytes(-len(content) % 4))
     return type(image), bytes(content)
 
 

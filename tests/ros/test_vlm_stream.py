@@ -79,18 +79,26 @@ def test_all_of_100_raw_images_at_30_hz_arrive_while_questions_are_answered(clie
     assert stamps == sorted(stamps), "a later question is answered about a later frame"
 
 
-def test_dropped_frames_are_counted(client):
-    client.ask_about(make_image(pattern()), query_id="dropped-1")
-    for _ in range(4):
+def send_images(client: VlmClient, count: int) -> None:
+    """Publish images, and wait until the node has them all."""
+    camera = "/vlm_node: camera camera"
+    before = int(client.diagnostic(camera, "frames_received"))
+    for _ in range(count):
         client.images.publish(make_image(pattern()))
         time.sleep(0.05)
+    client.wait(
+        lambda: int(client.diagnostic(camera, "frames_received")) == before + count, "all arrive"
+    )
+
+
+def test_dropped_frames_are_counted(client):
+    client.ask_about(make_image(pattern()), query_id="dropped-1")
+    send_images(client, 4)
     answer = client.ask(query_id="dropped-2")
     assert answer.frames_dropped == 0, "none arrived after this question"
 
     client.ask(query_id="dropped-3")
-    for _ in range(4):
-        client.images.publish(make_image(pattern()))
-        time.sleep(0.05)
+    send_images(client, 4)
     client.send(query_id="dropped-3")
     again = client.wait(
         lambda: [a for a in client.answers if a.query_id == "dropped-3"][1:], "second answer"

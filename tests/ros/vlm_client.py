@@ -148,10 +148,17 @@ class VlmClient:
             return result
 
     def listen(self, kind: type, topic: str, qos: Any = 10) -> list[Any]:
-        """Subscribe; returns the list that fills up. Waits until a publisher is matched."""
+        """Subscribe to what the active node publishes; returns the list that fills up.
+
+        Waits until the node has matched it: a publisher created after it has been, by then.
+        """
         received = self.listen_later(kind, topic, qos)
         self.wait(lambda: self.node.count_publishers(topic), f"publisher of {topic}")
-        time.sleep(0.3)
+        later = self.node.create_publisher(Query, f"{self._name}/query", 10)
+        try:
+            self.wait(lambda: self.is_heard(later), f"the node has matched {topic}")
+        finally:
+            self.node.destroy_publisher(later)
         return received
 
     def listen_later(self, kind: type, topic: str, qos: Any = 200) -> list[Any]:
