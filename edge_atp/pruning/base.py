@@ -15,7 +15,7 @@ import numpy as np
 from array_api_compat import array_namespace, device
 
 from edge_atp.errors import ConfigError, MissingSignalError, ShapeError
-from edge_atp.pruning.ops import lies_on_host, on_host, require_finite
+from edge_atp.pruning.ops import require_finite, share
 from edge_atp.pruning.schedule import Schedule
 from edge_atp.types import Array, Selection, VisualSignals
 
@@ -231,11 +231,10 @@ def _in_numpy(signals: VisualSignals, names: tuple[str, ...]) -> VisualSignals:
         value = getattr(signals, name) if name in _ARRAYS else None
         if value is None:
             continue
-        if not isinstance(value, np.ndarray):
-            foreign = True
-            if not lies_on_host(value):
-                return signals
-        hosted[name] = on_host(value)
+        hosted[name] = share(value)
+        if hosted[name] is None:
+            return signals
+        foreign = foreign or hosted[name] is not value
     return replace(signals, **hosted) if foreign else signals
 
 

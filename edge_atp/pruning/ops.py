@@ -8,7 +8,6 @@ which a blocked matrix product does not promise; see ``similarity`` for whole ma
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,9 @@ FEW_VALUES = 1 << 16
 # Spread of float32 cosines (in error by 1e-7) below which a min-max is wrong by more than 3e-6.
 NARROW_SPAN = 0.03
 
+# Whether a dtype of another library is half precision: asking it costs more than a small sum.
+_HALF: dict[Any, bool] = {}
+
 
 def lies_on_host(array: Array) -> bool:
     """Whether the array's memory is the CPU's, so that NumPy can use it without a copy."""
@@ -37,16 +39,26 @@ def on_host(array: Array) -> NDArray[Any]:
     """
     if isinstance(array, np.ndarray):
         return array
+    return _shared(array if lies_on_host(array) else to_device(array, "cpu"))
+
+
+def share(array: Array) -> NDArray[Any] | None:
+    """``on_host`` of an array that lies there, without a copy but for half precision; else None."""
+    if isinstance(array, np.ndarray):
+        return array
+    return _shared(array) if lies_on_host(array) else None
+
+
+def _shared(array: Array) -> NDArray[Any]:
     # torch refuses to share a tensor that records gradients.
     array = array.detach() if hasattr(array, "detach") else array
-    if _is_half(array.dtype, array_namespace(array)):
-        array = as_float32(array)
-    return np.asarray(array if lies_on_host(array) else to_device(array, "cpu"))
-
-
-@cache
-def _is_half(dtype: Any, xp: Any) -> bool:
-    return xp.isdtype(dtype, "real floating") and dtype not in (xp.float32, xp.float64)
+    half = _HALF.get(array.dtype)
+    if half is None:
+        xp = array_namespace(array)
+        floating = xp.isdtype(array.dtype, "real floating")
+        half = floating and array.dtype not in (xp.float32, xp.float64)
+        _HALF[array.dtype] = half
+    return np.asarray(as_float32(array) if half else array)
 
 
 def top_k(scores: Array, k: int) -> Array:
@@ -158,17 +170,21 @@ def cosine(vectors: Array, reference: Array) -> Array:
         )
     xp = array_namespace(vectors, reference)
     if vectors.shape[0] * vectors.shape[1] > FEW_VALUES:
-        cosines = _cosine(as_float32(vectors), as_float32(reference))
-        if float(xp.max(cosines) - xp.min(cosines)) > NARROW_SPAN:
-            return cosines
-    vectors, reference = (xp.astype(array, xp.float64) for array in (vectors, reference))
-    return snap(_cosine(vectors, reference))
-
-
-def _cosine(vectors: Array, reference: Array) -> Array:
-    xp = array_namespace(vectors)
-    squares = xp.vecdot(vectors, vectors) * xp.vecdot(reference, reference)
+        with np.errstate(over="ignore", invalid="ignore"):
+            dots, squares = _dots(as_float32(vectors), as_float32(reference))
+            cosines = dots / xp.sqrt(squares)
+            # Neither a zero vector's NaN nor that of a value that is not finite passes.
+            if float(xp.max(cosines)) - float(xp.min(cosines)) > NARROW_SPAN:
+                return cosines
+    dots, squares = _dots(xp.astype(vectors, xp.float64), xp.astype(reference, xp.float64))
     # Squares are finite only if all their terms are, which saves a pass over the vectors.
     if require_finite("patch_embeds or text_embed", squares) == 0.0:
         squares = xp.where(squares == 0, xp.ones_like(squares), squares)  # 0 / 1
-    return xp.vecdot(vectors, reference[None, :]) / xp.sqrt(squares)
+    return snap(dots / xp.sqrt(squares))
+
+
+def _dots(vectors: Array, reference: Array) -> tuple[Array, Array]:
+    """(N,) products of the rows with the reference, and of their squared lengths."""
+    xp = array_namespace(vectors)
+    squares = xp.vecdot(vectors, vectors) * xp.vecdot(reference, reference)
+    return xp.vecdot(vectors, reference[None, :]), squares

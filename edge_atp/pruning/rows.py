@@ -70,23 +70,26 @@ class LazyCosineRows:
     matrix they come from is symmetric to the last bit.
     """
 
-    def __init__(self, vectors: NDArray[np.float32]) -> None:
+    def __init__(self, vectors: NDArray[np.float32], num_rows: int) -> None:
         self._vectors = np.ascontiguousarray(vectors)
         self._inverse: NDArray[np.float32] = inverse_norms(self._vectors)
         # As in cosine_matrix: exactly 1, or 0 for a zero vector.
         self.diagonal: NDArray[Any] = (self._inverse > 0).astype(np.float32)
         self.twins: NDArray[np.int64] | None = lowest_twin(self._vectors)
-        self._asked: dict[int, NDArray[Any]] = {}
+        self._asked: list[int] = []
+        self._given = np.empty((num_rows, len(vectors)), np.float32)
 
     def row(self, index: int) -> NDArray[Any]:
         """(N,) cosines of one token with all: one matrix-vector product."""
         row: NDArray[Any] = self._vectors @ self._vectors[index]
         row *= self._inverse * self._inverse[index]
         row[index] = self.diagonal[index]
-        for other, theirs in self._asked.items():
-            row[other] = theirs[index]
-        self._asked[index] = row if self.twins is None else row[self.twins]
-        return self._asked[index]
+        row[self._asked] = self._given[: len(self._asked), index]
+        row = row if self.twins is None else row[self.twins]
+        if len(self._asked) < len(self._given):
+            self._given[len(self._asked)] = row
+            self._asked.append(index)
+        return row
 
     def mean(self) -> NDArray[Any]:
         """(N,) mean cosine of each token: its product with the sum of all unit vectors."""
@@ -109,7 +112,7 @@ def cosine_rows(vectors: Array, num_rows: int) -> Rows:
     if few and lies_on_host(vectors):
         hosted = on_host(vectors)
         if hosted.dtype != np.float64:
-            return LazyCosineRows(as_float32(hosted))
+            return LazyCosineRows(as_float32(hosted), num_rows)
     return MatrixRows(*scratch_cosines(vectors))
 
 

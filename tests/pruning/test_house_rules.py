@@ -331,7 +331,7 @@ def test_arrays_on_a_device_choose_the_same(variant: str, monkeypatch: pytest.Mo
     # A stand-in for a GPU: torch tensors that NumPy is not told it could share, so every
     # operation goes through the array API.
     pytest.importorskip("torch")
-    for module in ("base", "rows", "similarity"):
+    for module in ("ops", "rows", "similarity"):
         monkeypatch.setattr(f"edge_atp.pruning.{module}.lies_on_host", lambda array: False)
     for rows, cols, width in ((6, 6, 24), (12, 20, 300)):
         signals = make_signals(rows, cols, width, seed=1)

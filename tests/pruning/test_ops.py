@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_atp.pruning.ops import cosine, head_mean, min_max, softmax, top_k
+from edge_atp.errors import ShapeError
+from edge_atp.pruning.ops import cosine, head_mean, min_max, snap, softmax, top_k
 from edge_atp.pruning.similarity import cosine_cross, cosine_matrix, lowest_twin
 
 
@@ -45,6 +46,32 @@ def test_cosine_of_zero_is_zero() -> None:
     result = cosine(vectors, np.array([1, 0], np.float32))
     np.testing.assert_allclose(result, [0, 0.6, -1], atol=1e-7)
     np.testing.assert_array_equal(cosine(vectors, np.zeros(2, np.float32)), np.zeros(3))
+
+
+def test_a_zero_among_many_wide_vectors_and_values_that_are_not_finite() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((300, 700)).astype(np.float32)
+    text = rng.standard_normal(700).astype(np.float32)
+    double = vectors.astype(np.float64)
+    expected = double @ text / np.linalg.norm(double, axis=1) / np.linalg.norm(text)
+    np.testing.assert_allclose(cosine(vectors, text), expected, atol=3e-7)
+    vectors[7], expected[7] = 0.0, 0.0
+    np.testing.assert_allclose(cosine(vectors, text), expected, atol=1e-9)
+    np.testing.assert_array_equal(cosine(vectors, np.zeros_like(text)), np.zeros(300))
+    for bad in (np.nan, np.inf, -np.inf):
+        vectors[299, 3] = bad
+        with pytest.raises(ShapeError, match="patch_embeds or text_embed"):
+            cosine(vectors, text)
+
+
+def test_snap_joins_what_rounding_parts_and_keeps_the_rest() -> None:
+    values = np.array([0.1 + 0.2, 0.3, 0.3 + 1e-9, -0.3, 0.0])
+    snapped = snap(values)
+    assert snapped[0] == snapped[1] != snapped[2]
+    np.testing.assert_allclose(snapped, values, atol=1e-12)
+    np.testing.assert_allclose(snap(values * 1e6), values * 1e6, atol=1e-6)
+    assert snap(np.array([0.1], np.float32)).dtype == np.float32
+    np.testing.assert_array_equal(snap(np.zeros(3)), np.zeros(3))
 
 
 @pytest.mark.parametrize(("num", "width"), [(30, 16), (200, 1024)])

@@ -45,6 +45,18 @@ def test_equal_vectors_have_equal_bits() -> None:
     )
 
 
+def test_a_pair_has_one_cosine_whichever_is_asked_first() -> None:
+    vectors = WIDE.copy()
+    vectors[250] = vectors[20]
+    rows = cosine_rows(vectors, 50)
+    got = {index: rows.row(index).copy() for index in RNG.permutation(300)[:50].tolist()}
+    for first, row in got.items():
+        for second, other in got.items():
+            assert row[second] == other[first]
+    matrix = cosine_matrix(vectors)
+    np.testing.assert_array_equal(matrix, matrix.T)
+
+
 @pytest.mark.parametrize("width", [16, 1024])
 def test_the_matrix_below_other_rows(width: int) -> None:
     vectors = WIDE[:, :width].copy()
