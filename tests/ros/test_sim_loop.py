@@ -101,12 +101,19 @@ def text_of(cell, topic: str, part: str) -> str:
     )
 
 
+def seconds_since_a_frame(cell) -> float:
+    """By the simulation's clock, which the joint states go on telling."""
+    newest = (cell.topics[name][-1].header.stamp for name in ("/joint_states", "/camera/image_raw"))
+    now, frame = (stamp.sec + 1e-9 * stamp.nanosec for stamp in newest)
+    return now - frame
+
+
 def run_camera(cell, run: bool) -> None:
     client = cell.node.create_client(SetBool, "/sim_cell/run_camera")
     assert client.wait_for_service(PATIENCE_S)
     future = client.call_async(SetBool.Request(data=run))
     assert cell.wait(future.result, "run_camera", PATIENCE_S).success
-    cell.node.destroy_client(client)
+    # The client goes with its node: destroyed here, the spinning thread may be about to wait on it.
 
 
 def test_the_planner_refuses_stale_frames_holds_for_people_and_goes_on(cell):
@@ -120,6 +127,7 @@ def test_the_planner_refuses_stale_frames_holds_for_people_and_goes_on(cell):
 
     # A camera that stands still: its frames grow old, and nothing moves.
     run_camera(cell, False)
+    cell.wait(lambda: seconds_since_a_frame(cell) > 1.5, "the last frame is too old", PATIENCE_S)
     cell.orders.publish(String(data=ORDER))
     failed = text_of(cell, "/pick_and_place/event", f"failed: {ORDER}")
     reason = text_of(cell, "/pick_and_place/refusal", "old")
