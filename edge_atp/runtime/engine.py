@@ -162,7 +162,7 @@ class Engine:
         if not 1 <= len(kept_indices) <= keep_max:
             raise BudgetExceededError(
                 f"{len(kept_indices)} visual tokens were kept; this model takes 1 to {keep_max}"
-                " (selection.keep_max)"
+                " (selection.keep_max); lower the budget"
             )
         out = self._project.run(
             {
