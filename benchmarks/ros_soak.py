@@ -59,7 +59,7 @@ _WARM_UP_SHARE = 0.3
 # DDS takes memory for its queues of images (parameter camera_depth) when the node falls behind, and
 # keeps it. The node is stopped, and let run, for so long each time, until that takes no more.
 _SUSPENDED_S, _RESUMED_S = 0.7, 0.5
-_MOST_STOPS, _ENOUGH_STOPS, _FLAT_BYTES = 30, 4, 1_000_000
+_ENOUGH_STOPS, _FLAT_BYTES = 4, 1_000_000
 _COURSE_POINTS = 12
 _SPEED_SAMPLES = 8
 
@@ -135,12 +135,14 @@ def run(
     camera_hz: float = 30.0,
     queue_size: int = 64,
     least_hz: float = 0.0,
+    most_stops: int = 30,
 ) -> Report:
     """Soak a node with questions at ``overload`` times the sustained rate.
 
     Args:
         questions, accepted: end when this many have been asked, or accepted.
         least_hz: ask at this rate even if the machine is too busy to sustain a fraction of it.
+        most_stops: of the node before the soak, see ``Report.stops``.
     """
     topics = ", ".join(f"/{name}/image_raw" for name in CAMERAS)
     parameters = (
@@ -161,7 +163,7 @@ def run(
         wait_until(clients.ready, "the node listens")
         sustained_hz = _sustained_hz(clients)
         _hold_standing(node)
-        stops = _fill_queues(process)
+        stops = _fill_queues(process, most_stops)
         rate_hz = max(overload * sustained_hz, least_hz)
         with lister, Memory(process, clients) as memory:
             wait_until(lister.begun, "ListQueries answers")
@@ -171,10 +173,10 @@ def run(
         return _report(clients, memory, listing, asked, stops, (sustained_hz, asked_hz), late)
 
 
-def _fill_queues(process: VlmProcess) -> int:
+def _fill_queues(process: VlmProcess, most_stops: int) -> int:
     """Let DDS take the memory for its queues; returns how often the node was stopped for that."""
     most, flat = process.resident_bytes(), 0
-    for number in range(1, _MOST_STOPS + 1):
+    for number in range(1, most_stops + 1):
         process.suspend(_SUSPENDED_S)
         time.sleep(_RESUMED_S)
         resident = process.resident_bytes()
@@ -182,7 +184,7 @@ def _fill_queues(process: VlmProcess) -> int:
         most = max(most, resident)
         if flat == _ENOUGH_STOPS:
             return number
-    return _MOST_STOPS
+    return most_stops
 
 
 @contextlib.contextmanager
