@@ -262,9 +262,9 @@ def test_the_watchdog_survives_an_error_in_what_it_calls(capfd):
 
 
 def test_a_limit_of_zero_watches_nothing():
-    threads = threading.active_count()
+    before = set(threading.enumerate())
     watchdog = Watchdog(0.0, lambda: 1e9, lambda _silent_s: pytest.fail("reported"))
-    assert threading.active_count() == threads
+    assert set(threading.enumerate()) <= before
     watchdog.stop()
 
 
@@ -275,14 +275,14 @@ import ctypes, time
 from edge_atp_ros.log_line import log_line
 from edge_atp_ros.turns import Skips
 from edge_atp_ros.watchdog import Watchdog
-Watchdog(0.3, lambda: 0.0, lambda silent_s: None, with_timer=True)
+Watchdog(1.0, lambda: 0.0, lambda silent_s: None, with_timer=True)
 time.sleep(0.5)
 def stuck_native_call():
     ctypes.PyDLL(None).sleep(600)
 stuck_native_call()
 """
     ended = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
     )
     assert ended.returncode == 1
     assert "stuck_native_call" in ended.stderr
