@@ -76,19 +76,21 @@ class LazyCosineRows:
         # As in cosine_matrix: exactly 1, or 0 for a zero vector.
         self.diagonal: NDArray[Any] = (self._inverse > 0).astype(np.float32)
         self.twins: NDArray[np.int64] | None = lowest_twin(self._vectors)
-        self._asked: list[int] = []
+        self._asked = np.zeros(num_rows, np.int64)
         self._given = np.empty((num_rows, len(vectors)), np.float32)
+        self._count = 0
 
     def row(self, index: int) -> NDArray[Any]:
         """(N,) cosines of one token with all: one matrix-vector product."""
         row: NDArray[Any] = self._vectors @ self._vectors[index]
         row *= self._inverse * self._inverse[index]
         row[index] = self.diagonal[index]
-        row[self._asked] = self._given[: len(self._asked), index]
+        count = self._count
+        row[self._asked[:count]] = self._given[:count, index]
         row = row if self.twins is None else row[self.twins]
-        if len(self._asked) < len(self._given):
-            self._given[len(self._asked)] = row
-            self._asked.append(index)
+        if count < len(self._given):
+            self._given[count], self._asked[count] = row, index
+            self._count += 1
         return row
 
     def mean(self) -> NDArray[Any]:
