@@ -31,7 +31,7 @@ from scripted_vlm import FRAME_ID, ScriptedVlm, wait_until
 
 WHERE = "where is the red box?"
 PLACE = "middle shelf, slot 3"
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.ros
 
 SHARE = Path(__file__).resolve().parents[2] / "launch"
 POLICIES = SHARE / "security" / "policies.xml"
-GRAPH_TIMEOUT_S = 30.0
+GRAPH_TIMEOUT_S = 120.0
 # Subscribed to with use_sim_time, published while it is played.
 CLOCK = "/clock"
 ACTION_PARTS = ("feedback", "status", "cancel_goal", "get_result", "send_goal")

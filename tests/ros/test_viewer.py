@@ -63,7 +63,7 @@ def test_a_running_node_is_shown_until_it_is_interrupted(vlm, start_process, tmp
     wait_until(shown)
     process.signal_group(signal.SIGINT)
 
-    assert process.wait(timeout_s=20) == 0
+    assert process.wait(timeout_s=60) == 0
     assert "Traceback" not in process.output()
     rows = rows_of(chunk, saved)
     assert rows["/camera/camera"] >= 1

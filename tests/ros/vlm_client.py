@@ -25,7 +25,7 @@ from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 120.0
 QUESTION = "what is the gripper holding?"
 _numbers = itertools.count(1)
 
