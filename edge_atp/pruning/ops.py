@@ -159,7 +159,8 @@ def cosine(vectors: Array, reference: Array) -> Array:
         vectors: (N, P).
         reference: (P,).
     Returns:
-        (N,) float32, or float64 where that is cheap or a min-max would magnify float32's errors.
+        (N,) float32; float64 where one of the two is, where it is cheap, and where a min-max
+        would magnify float32's errors.
     Raises:
         ShapeError: the widths differ, or a value is NaN or infinite.
     """
@@ -169,7 +170,8 @@ def cosine(vectors: Array, reference: Array) -> Array:
             f" {reference.shape[0]}; both must come from the same joint space"
         )
     xp = array_namespace(vectors, reference)
-    if vectors.shape[0] * vectors.shape[1] > FEW_VALUES:
+    double = vectors.dtype == xp.float64 or reference.dtype == xp.float64
+    if not double and vectors.shape[0] * vectors.shape[1] > FEW_VALUES:
         with np.errstate(over="ignore", invalid="ignore"):
             dots, squares = _dots(as_float32(vectors), as_float32(reference))
             cosines = dots / xp.sqrt(squares)

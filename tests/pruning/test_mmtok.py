@@ -72,8 +72,16 @@ def test_gains_of_any_size_are_ranked(dtype: type, seed: int) -> None:
     assert coverage_order(coverage, 30) == reference(coverage.astype(np.float64), 30)
 
 
-def test_many_wide_tokens_are_ranked_as_in_float64() -> None:
+@pytest.mark.parametrize("repeated", [False, True])
+def test_many_wide_tokens_are_ranked_as_in_float64(repeated: bool) -> None:
     signals = make_signals(rows=14, cols=20, width=1000, seed=3)
+    if repeated:
+        source = np.random.default_rng(3).integers(0, 200, 280)
+        signals = dataclasses.replace(
+            signals,
+            patch_features=signals.patch_features[source],
+            image_embeds=signals.image_embeds[source],
+        )
     double = dataclasses.replace(
         signals,
         patch_features=signals.patch_features.astype(np.float64),
