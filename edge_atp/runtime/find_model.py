@@ -44,14 +44,17 @@ def find_model(name_or_path: str, backend: str = sessions.AUTO) -> FoundModel:
     path = Path(name_or_path).expanduser()
     if (path / FILE_NAME).is_file():
         return FoundModel(path)
-    shipped = shipped_models()
     name, _, variant = name_or_path.partition(":")
-    variants = shipped.get(name, {})
+    listed = _SHIPPED / f"{name}.yaml"
+    # This file alone: parsing all of them would delay every start.
+    variants = _directories(listed) if name == listed.stem and listed.is_file() else {}
     if not variant and variants:
         return _best(name, variants, backend)
     if variant in variants:
         return FoundModel(variants[variant].path)
-    names = [f"{n} ({', '.join(f'{n}:{v}' for v in found)})" for n, found in shipped.items()]
+    names = [
+        f"{n} ({', '.join(f'{n}:{v}' for v in found)})" for n, found in shipped_models().items()
+    ]
     raise ArtifactError(
         f"no model directory at {name_or_path!r} (it must hold {FILE_NAME});"
         f" shipped models: {', '.join(names) or 'none'}."

@@ -83,7 +83,10 @@ def test_a_variant_and_a_path_are_taken_as_they_are(backends) -> None:
     assert find_model("warehouse_tiny:fp32", "ort-cpu").path == FP32
 
 
-@pytest.mark.parametrize("named", ["warehouse_tiny:int4", "nonsense", "nonsense:int8", ":", "."])
+@pytest.mark.parametrize(
+    "named",
+    ["warehouse_tiny:int4", "nonsense", "nonsense:int8", ":", ".", "../models/warehouse_tiny"],
+)
 def test_what_is_not_there_is_answered_with_what_is(named: str) -> None:
     with pytest.raises(ArtifactError, match=r"warehouse_tiny:int8, warehouse_tiny:fp32"):
         find_model(named)
