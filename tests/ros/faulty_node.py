@@ -19,7 +19,7 @@ from typing import Any
 def command(*parameters: str) -> list[str]:
     """Command line that starts this node with ROS parameters."""
     line = [sys.executable, __file__, "--ros-args"]
-    for parameter in ("autostart:=true", "frame_wait:=0.3", *parameters):
+    for parameter in ("autostart:=true", "frame_wait:=1.0", *parameters):
         line += ["-p", parameter]
     return line
 

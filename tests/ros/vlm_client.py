@@ -295,7 +295,7 @@ def assert_answers(client: VlmClient, answer: Answer, image: Any) -> None:
 def start_vlm_node(start: Callable[..., Any], *parameters: str) -> Any:
     """Start the node with the default model and wait until it is active."""
     command = [sys.executable, "-m", "edge_atp_ros.vlm_node", "--ros-args"]
-    for parameter in ("autostart:=true", "frame_wait:=0.3", *parameters):
+    for parameter in ("autostart:=true", "frame_wait:=1.0", *parameters):
         command += ["-p", parameter]
     process = start(command, name="vlm_node")
     process.wait_for("active: cameras")
