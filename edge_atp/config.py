@@ -29,7 +29,10 @@ class PipelineConfig:
         "model directory, or a model shipped with the project: its name, or name:fp32, name:int8",
     )
     engine: str = _setting("auto", "inference backend: auto, ort (ort-cpu, ort-cuda) or trt")
-    method: str = _setting("", "pruning method; empty: the model's own default")
+    method: str = _setting(
+        "",
+        "pruning method, or cut+NAME behind the encoder's own cut; empty: the model's own default",
+    )
     keep_ratio: float = _setting(
         -1.0, "share of visual tokens kept, (0, 1]; -1: the model's own default", -1.0, 1.0
     )

@@ -42,7 +42,8 @@ def add_method(parser: Parser) -> None:
         default="",
         metavar="NAME",
         help=f"pruning method: {', '.join(pruning.available('post_encoder'))}; on a directory"
-        f" exported in pieces also {', '.join(in_model_methods())};"
+        f" exported in pieces also {', '.join(in_model_methods())}; on one exported with"
+        " --vision-cut also cut+NAME, whose vision encoder drops patches on its way;"
         " default: the model's",
     )
 

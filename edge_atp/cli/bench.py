@@ -3,6 +3,7 @@
 examples:
   edge-atp bench warehouse_tiny                               # atp at 128, 64, 32 tokens, and dense
   edge-atp bench DIR --methods atp,cls_topk,divprune --keep 128,64 --rounds 20 --out out/bench
+  edge-atp bench DIR --methods atp,cut+atp --keep 128,64       # DIR exported with --vision-cut
   edge-atp bench DIR --against hf CHECKPOINT --threads 2       # Hugging Face on the same weights
   edge-atp bench DIR --labelled out/test --out out/bench       # accuracy against latency
   edge-atp bench DIR --calibrate                               # then: ask --latency-budget-ms 40

@@ -20,8 +20,10 @@ from rich.table import Table
 from edge_atp.cli.arguments import DEFAULT_MODEL, MODEL_HELP, add_backend, add_json
 from edge_atp.pipeline import runnable_methods
 from edge_atp.runtime import golden
+from edge_atp.runtime.cut_encoder import has_cut
 from edge_atp.runtime.engine import Engine
 from edge_atp.runtime.find_model import find_model
+from edge_atp.runtime.manifest import Manifest
 from edge_atp.runtime.model_dir import ModelDirectory
 
 
@@ -80,13 +82,23 @@ def _print(directory: ModelDirectory, reason: str) -> None:
         f" ({llm.kv_heads} kv), vocabulary {llm.vocab}, up to {llm.max_kv} tokens\n"
         f"default pruning: {selection.method}, keep_ratio {selection.keep_ratio:g},"
         f" alpha {selection.alpha:g}, relevance {selection.relevance_source}\n"
-        f"methods: {', '.join(runnable_methods(manifest))}"
+        f"methods: {', '.join(runnable_methods(manifest))}{_cut_methods(manifest)}"
     )
     table = Table("file", "KiB", "sha256", title="files (hashes match)", title_justify="left")
     for entry in manifest.files:
         table.add_row(entry.path, f"{entry.bytes / 1024:.0f}", entry.sha256[:16])
     console.print(table)
     console.print(_parity_table(manifest.parity))
+
+
+def _cut_methods(manifest: Manifest) -> str:
+    """What the encoder that drops patches on its way adds to the methods, if there is one."""
+    if not has_cut(manifest):
+        return ""
+    vision = manifest.vision
+    cuts = zip(vision.cut_layers, vision.cut_kept, strict=True)
+    left = ", ".join(f"{kept} patches behind vision layer {layer}" for layer, kept in cuts)
+    return f"; cut+NAME where the encoder leaves {left}"
 
 
 def _parity_table(parity: dict[str, Any]) -> Table:

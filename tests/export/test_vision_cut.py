@@ -13,6 +13,7 @@ from tiny_checkpoints import PROMPT, llm_config, save_llava
 from edge_atp import pruning
 from edge_atp.bench.arms import plan_bench_arms
 from edge_atp.bench.dimensions import model_of, model_spec, plan_of
+from edge_atp.cli.main import main
 from edge_atp.config import PipelineConfig
 from edge_atp.errors import ConfigError, InvalidQueryError, ShapeError
 from edge_atp.evaluation.arms import Arm, plan_arms
@@ -293,3 +294,11 @@ def test_value_path_takes_the_layer_behind(deep: Path, text_tower: Path, tmp_pat
     seen = CutEncoder(engine.open_graph, found.manifest).encode(given_pixels)
     assert seen.patch_embeds.shape == (7, 24)
     assert np.isfinite(seen.patch_embeds).all()
+
+
+def test_info_says_what_the_encoder_leaves(
+    directory: ModelDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["info", str(directory.path)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "cut+NAME where the encoder leaves 12 patches behind vision layer 0, 7 patches" in said
