@@ -106,6 +106,7 @@ def _pick(units: NDArray[Any], fixed: FixedPoint, taken: list[int], num_picks: i
     best = np.zeros(len(units), fixed.kind)
     num_rows = max(1, BLOCK_BYTES // (num * gains.itemsize))
     gathered = scratch("gathered", (num_rows, num), fixed.kind)
+    lost = np.empty(num, fixed.kind)
     picks: list[int] = []
     while True:
         chosen = int(gains.argmax())
@@ -117,16 +118,17 @@ def _pick(units: NDArray[Any], fixed: FixedPoint, taken: list[int], num_picks: i
         if len(picks) == num_picks:
             return picks
         column = units[:, chosen]
-        changed = np.flatnonzero(column > best)
+        changed = (column > best).nonzero()[0]
         before, after = best[changed], column[changed]
         for start in range(0, len(changed), num_rows):
             part = slice(start, start + num_rows)
             block = gathered[: len(changed[part])]
-            rows = np.take(units, changed[part], axis=0, out=block, mode="clip")
+            units.take(changed[part], axis=0, out=block, mode="clip")
             # What a column loses of a row: the part of it between the old best and the new.
-            np.maximum(rows, before[part, None], out=rows)
-            np.minimum(rows, after[part, None], out=rows)
-            gains -= rows.sum(axis=0, dtype=fixed.kind)
+            if len(picks) > 1:  # before the first pick every best is 0
+                np.maximum(block, before[part, None], out=block)
+            np.minimum(block, after[part, None], out=block)
+            gains -= np.add.reduce(block, axis=0, dtype=fixed.kind, out=lost)
         gains += before.sum(dtype=fixed.kind)
         best[changed] = after
         gains[chosen] = never  # and stays it: what it covers is never below the best
