@@ -89,13 +89,14 @@ def drop_redundant(
     similarity = on_host(similarity)
     alive = np.arange(len(similarity))
     gathered = scratch("gathered", (len(alive) // 2, len(alive)), similarity.dtype)
+    nearest = np.empty(len(alive), similarity.dtype)
     while num_kept > 0 and len(alive) > num_kept:
         even, odd = alive[::2], alive[1::2]
         dropped = min(DROPPED_PER_ROUND, len(alive) - num_kept, len(even))
         # Symmetric: the best b of every token at once, from whole rows of b, is twice as fast as
         # gathering the a x b block.
-        rows = np.take(similarity, odd, axis=0, out=gathered[: len(odd)], mode="clip")
-        best = rows.max(axis=0)[even]
+        rows = similarity.take(odd, axis=0, out=gathered[: len(odd)], mode="clip")
+        best = np.maximum.reduce(rows, axis=0, out=nearest)[even]
         if settling is None:
             ranking = np.argsort(-best.round(DECIMALS), kind="stable")
         else:

@@ -8,7 +8,7 @@ from pruning_cases import make_signals, to_torch
 
 from edge_atp.pruning import load
 from edge_atp.pruning.rows import LazyCosineRows, MatrixRows, as_rows, cosine_rows
-from edge_atp.pruning.scratch import MAX_BYTES, scratch
+from edge_atp.pruning.scratch import ALIGNMENT, MAX_BYTES, scratch
 from edge_atp.pruning.similarity import cosine_matrix, scratch_cosines
 
 RNG = np.random.default_rng(0)
@@ -73,6 +73,7 @@ def test_scratch_memory_is_used_again_and_never_shared_with_a_result() -> None:
     first = scratch("test", (4, 5), np.float32)
     assert np.shares_memory(first, scratch("test", (3, 2), np.float64))
     assert not np.shares_memory(first, scratch("other", (4, 5), np.float32))
+    assert scratch("test", (40, 50), np.float32).ctypes.data % ALIGNMENT == 0
     large = (MAX_BYTES // 4 + 1,)
     assert not np.shares_memory(scratch("test", large, np.float32), scratch("test", large, "f4"))
     for method in ("divprune", "mmtok", "vispruner", "cdpruner", "trimtokenator"):
