@@ -23,13 +23,17 @@ from edge_atp.pruning.schedule import Schedule, Stage
 from edge_atp.runtime.cut_encoder import CutEncoder
 from edge_atp.runtime.engine import Engine
 from edge_atp.runtime.model_dir import ModelDirectory
+from edge_atp.runtime.profiles import is_executed
 from edge_atp.types import Frame, LayerCut, Policy, PruneSpec, Query, VisualSignals
 from export import recipe
 from export.architecture import read_llava
+from export.dialects import load_dialect
+from export.graph import GraphBuilder
 from export.parity_cut import compare_cut, encode_with_cuts
 from export.reference import Reference
 from export.settings import ExportSettings
-from export.vision_cut import read_schedule
+from export.tensorrt.support import PARSERS, lint
+from export.vision_cut import emit_vision_cut, read_schedule
 
 QUESTION = "where is the red box on the shelf?"
 PATCHES = 16
@@ -107,6 +111,18 @@ def test_other_dialects_and_no_joint_space(
     assert seen.patch_features.shape == (7, 48)
     assert len(seen.place) == 7
     assert seen.patch_embeds.shape == ((7, 24) if tower else (7, 0))
+
+
+@pytest.mark.parametrize("dialect", ["prim17", "prim18", "std24"])
+def test_a_tensorrt_reads_the_graph(deep: Path, tmp_path: Path, dialect: str) -> None:
+    model = read_llava(deep)
+    graph = GraphBuilder("vision_cut", opset=load_dialect(dialect).opset)
+    emit_vision_cut(graph, model.tensors, model.vision, None, dialect=dialect, schedule=SCHEDULE)
+    path = tmp_path / "vision_cut.onnx"
+    graph.save(path)
+    assert any(not lint(path, parser) for parser in PARSERS)
+    # One profile of static shapes, and an engine is built from it like from any other.
+    assert is_executed("vision_cut")
 
 
 def test_the_gate_sees_another_rule(deep: Path, cutting: Pipeline, pixels: np.ndarray) -> None:
