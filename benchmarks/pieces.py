@@ -220,7 +220,8 @@ def show(found: dict[int, Times], fitted: dict[str, Line], console: Console) -> 
     table.add_column("projected, full depth")
     for piece, line in fitted.items():
         cells = [f"{found[depth][piece]['cpu']:.1f}" for depth in found]
-        error = f"{line.worst_error:.0%}" if line.per_layer else ""
+        # Two points are always on a line.
+        error = f"{line.worst_error:.0%}" if line.per_layer and len(found) > 2 else ""
         layer = f"{line.per_layer:.1f}" if line.per_layer else ""
         full = f"{line.at(full_layers(piece)):.1f}"
         table.add_row(piece, *cells, layer, f"{line.rest:.1f}", error, full)
