@@ -1,9 +1,9 @@
 """Cosine matrices for the methods that compare tokens with each other.
 
-Two guarantees a plain matrix product does not give: tokens with equal vectors get bit-identical
-rows and columns (blocked products may differ in the last bit, which would break the tie rule),
-and small problems are computed in float64, so that near-ties do not hang on the backend's order
-of summation.
+Three guarantees a plain matrix product does not give: tokens with equal vectors get bit-identical
+rows and columns (blocked products may differ in the last bit, which would break the tie rule), the
+scaled matrix is symmetric to the last bit, and small problems are computed in float64, so that
+near-ties do not hang on the backend's order of summation.
 """
 
 from __future__ import annotations
