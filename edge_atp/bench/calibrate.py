@@ -36,6 +36,7 @@ from edge_atp.cost_model import (
 )
 from edge_atp.errors import BudgetExceededError, ConfigError
 from edge_atp.machine import read_machine
+from edge_atp.runtime.cut_encoder import most_kept
 from edge_atp.runtime.running import running
 from edge_atp.types import Frame, Policy, PruneSpec, Query
 
@@ -82,8 +83,9 @@ def calibrate(
         path = out or calibration_path(identity)
         require_writable(path)
         method = method or pipeline.default_budget.method
-        points = plan_grid(pipeline, questions, _KEEP_SHARES, _ANSWER_TOKENS)
-        checks = plan_grid(pipeline, questions[:1], _CHECK_SHARES, (_CHECK_TOKENS,))
+        most = most_kept(method, pipeline.manifest)
+        points = plan_grid(pipeline, questions, _KEEP_SHARES, _ANSWER_TOKENS, most)
+        checks = plan_grid(pipeline, questions[:1], _CHECK_SHARES, (_CHECK_TOKENS,), most)
         console.print(_headline(identity, method))
         runs = _measured(pipeline, [*points, *checks], method, rounds, console)
         samples = [to_sample(found) for found in runs.values()]
@@ -100,13 +102,17 @@ def plan_grid(
     questions: Sequence[Question],
     shares: Sequence[float],
     answer_tokens: Sequence[int],
+    most: int = 0,
 ) -> list[Point]:
     """The combinations that fit this model: prompts that are too long for it are left out.
 
+    Args:
+        shares: of the visual tokens.
+        most: visual tokens that can be kept; 0 for all of the model's.
     Raises:
         ConfigError: no question fits.
     """
-    count = pipeline.manifest.vision.num_patches
+    count = most or pipeline.manifest.vision.num_patches
     keeps = sorted({max(1, round(share * count)) for share in shares})
     kinds = [next((q for q in questions if q.kind == kind), None) for kind in (SHORT, CAPTION)]
     asked = [question for question in kinds if question] or list(questions[:1])

@@ -89,6 +89,9 @@ def test_the_grid_has_every_budget_with_short_and_long_questions_and_answers(tim
     texts = {p.question.text for p in points}
     assert len(texts) == 3  # a short answer's, a caption's, and a longer wording
     assert len(points) == 3 * 3 * 2
+    # A method behind an encoder that cuts has fewer to keep.
+    fewer = plan_grid(timed_pipeline, BUILT_IN, (1.0, 0.25), (1,), most=144)
+    assert {point.num_kept for point in fewer} == {144, 36}
 
 
 def test_questions_that_do_not_fit_the_model_are_left_out(timed_pipeline):
