@@ -11,13 +11,9 @@ from numpy.typing import NDArray
 from edge_atp.errors import ConfigError, ShapeError
 from edge_atp.pruning.base import Pruner, as_indices, kept_from_order
 from edge_atp.pruning.ops import on_host
-from edge_atp.pruning.scratch import scratch
+from edge_atp.pruning.scratch import scratch, scratch_rows
 from edge_atp.pruning.similarity import cosine_cross, scratch_cosines, snap_cosines
 from edge_atp.types import Array, Selection, VisualSignals
-
-# Bytes of rows updated at once: they stay in the second-level cache, and their memory is not asked
-# of the system, which costs as much as the arithmetic.
-BLOCK_BYTES = 1 << 18
 
 # Exponents up to which exp neither overflows nor underflows in float32.
 SAFE_EXPONENT = 64.0
@@ -104,8 +100,7 @@ def _pick(units: NDArray[Any], fixed: FixedPoint, taken: list[int], num_picks: i
     never = np.iinfo(fixed.kind).min // 2
     gains[taken] = never
     best = np.zeros(len(units), fixed.kind)
-    num_rows = max(1, BLOCK_BYTES // (num * gains.itemsize))
-    gathered = scratch("gathered", (num_rows, num), fixed.kind)
+    gathered = scratch_rows("gathered_rows", num, fixed.kind)
     lost = np.empty(num, fixed.kind)
     picks: list[int] = []
     while True:
@@ -120,8 +115,8 @@ def _pick(units: NDArray[Any], fixed: FixedPoint, taken: list[int], num_picks: i
         column = units[:, chosen]
         changed = (column > best).nonzero()[0]
         before, after = best[changed], column[changed]
-        for start in range(0, len(changed), num_rows):
-            part = slice(start, start + num_rows)
+        for start in range(0, len(changed), len(gathered)):
+            part = slice(start, start + len(gathered))
             block = gathered[: len(changed[part])]
             units.take(changed[part], axis=0, out=block, mode="clip")
             # What a column loses of a row: the part of it between the old best and the new.

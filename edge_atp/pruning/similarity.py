@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edge_atp.errors import ShapeError
 from edge_atp.pruning.ops import as_float32, lies_on_host, on_host
-from edge_atp.pruning.scratch import scratch
+from edge_atp.pruning.scratch import scratch, scratch_rows
 from edge_atp.types import Array
 
 # Multiply-adds up to which a matrix is computed in float64 (1 ms of one core). Above, float32
@@ -135,9 +135,11 @@ def _to_cosines(matrix: Array, vectors: Array) -> tuple[Array, Array | None]:
     # One factor a pair, so that (i, j) and (j, i) stay equal: two tokens that are each other's
     # nearest tie.
     if isinstance(matrix, np.ndarray):
-        matrix *= np.multiply.outer(
-            inverse, inverse, out=scratch("factors", matrix.shape, matrix.dtype)
-        )
+        factors = scratch_rows("factors", len(inverse), matrix.dtype)
+        for start in range(0, len(matrix), len(factors)):
+            rows = matrix[start : start + len(factors)]
+            own = inverse[start : start + len(factors), None]
+            rows *= np.multiply(own, inverse, out=factors[: len(rows)])
     else:
         matrix *= inverse[:, None] * inverse[None, :]
     # Exactly 1, so that rounding of a token's own cosine cannot decide a tie.
