@@ -5,6 +5,8 @@ See ros_soak.
 
 from __future__ import annotations
 
+import math
+import time
 from collections import defaultdict
 
 from edge_atp_msgs.action import Ask
@@ -21,6 +23,7 @@ STANDING = {"standing-0": ("c0",), "standing-1": ("c1",)}
 COMPLETE = frozenset({Answer.STATUS_FINAL, Answer.STATUS_TRUNCATED})
 # The last three digits of a stamp name the camera, so that a header cannot be another's.
 MARK = 100
+_GREETING, _GREETING_S = "greeting", 0.5
 _GOAL_EVERY = 25
 _TWO_CAMERAS_EVERY = 10
 _DEEP = QoSProfile(depth=5000)
@@ -40,14 +43,24 @@ class Clients:
         self.results: dict[str, Answer] = {}
         self.num_finals = self.num_accepted = 0
         self._goals: dict[str, object] = {}
+        self._greeted_s = -math.inf
         node.create_subscription(Answer, f"{NODE}/answer", self._on_answer, _DEEP)
         node.create_subscription(PatchMaskArray, f"{NODE}/patch_mask", self._on_mask, _DEEP)
         self._queries = node.create_publisher(Query, f"{NODE}/query", _DEEP)
         self._action = ActionClient(node, Ask, f"{NODE}/ask")
 
     def ready(self) -> bool:
-        """Whether the node listens."""
-        return self._queries.get_subscription_count() > 0 and self._action.server_is_ready()
+        """Whether the node hears and is heard: an empty question has been refused.
+
+        What this side has matched, the other side matches a moment later; until then questions
+        and answers are lost, so it is asked again every half second.
+        """
+        if not (self._queries.get_subscription_count() and self._action.server_is_ready()):
+            return False
+        if time.monotonic() - self._greeted_s > _GREETING_S:
+            self._greeted_s = time.monotonic()
+            self._queries.publish(Query(query_id=_GREETING))
+        return _GREETING in self.finals
 
     def ask(self, number: int) -> str:
         """Ask the question of a number; returns its id."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -26,7 +28,12 @@ from edge_atp_ros.diagnostics import (
     standing_status,
 )
 from edge_atp_ros.health import Health
-from edge_atp_ros.host import resident_bytes, temperatures_c
+from edge_atp_ros.host import (
+    free_what_was_loaded,
+    resident_bytes,
+    spare_what_is_loaded,
+    temperatures_c,
+)
 from edge_atp_ros.log_line import log_line
 from edge_atp_ros.turns import Skips
 from edge_atp_ros.watchdog import Watchdog
@@ -286,3 +293,20 @@ stuck_native_call()
     )
     assert ended.returncode == 1
     assert "stuck_native_call" in ended.stderr
+
+
+def test_what_is_loaded_is_spared_by_collections_until_it_is_freed():
+    class Session:
+        def __init__(self) -> None:
+            self.itself = self
+
+    session = Session()
+    gone = weakref.ref(session)
+    spare_what_is_loaded()
+    try:
+        del session
+        gc.collect()
+        assert gone() is not None
+    finally:
+        free_what_was_loaded()
+    assert gone() is None

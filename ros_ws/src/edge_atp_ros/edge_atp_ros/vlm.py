@@ -10,7 +10,6 @@ Callbacks store or enqueue; the inference thread does the rest (``answering``).
 
 from __future__ import annotations
 
-import gc
 import time
 import traceback
 from collections.abc import Callable
@@ -33,7 +32,7 @@ from edge_atp_ros.cameras import Cameras
 from edge_atp_ros.diagnostics import Diagnostics, Report
 from edge_atp_ros.giving_up import give_up
 from edge_atp_ros.health import Health
-from edge_atp_ros.host import return_free_memory
+from edge_atp_ros.host import free_what_was_loaded, spare_what_is_loaded
 from edge_atp_ros.lifecycle_guard import refuse_invalid_transitions
 from edge_atp_ros.listening import listen
 from edge_atp_ros.model_info import manifest_sha256, model_info
@@ -208,6 +207,7 @@ class VlmNode(LifecycleNode):
             ),
         )
         self._announce()
+        spare_what_is_loaded()
         self.get_logger().info(
             f"configured: model {pipeline.manifest.model_id} on {pipeline.engine.backend}"
             f" ({pipeline.engine.backend_reason})"
@@ -276,9 +276,7 @@ class VlmNode(LifecycleNode):
         if self._answerer is not None:
             self._answerer.loaded.pipeline.close()
             self._answerer = None
-            # The sessions sit in reference cycles; without this their memory stays for a while.
-            gc.collect()
-            return_free_memory()
+            free_what_was_loaded()
         if self._outputs is not None:
             self._outputs.close()
             self._outputs = None
