@@ -21,9 +21,13 @@ from edge_atp.pruning.similarity import (
 )
 from edge_atp.types import Array
 
-# Share of the rows at which both ways take the same time: 64 to 120 of 576 rows and 540 of 2880,
-# 1024 and 4096 wide.
+# Share of the rows at which both ways take the same time: 64 to 120 of 576 rows, 1024 and 4096
+# wide.
 LAZY_SHARE = 1 / 5
+
+# Vectors that no cache holds are read from memory for every row: at 2880 x 4096 (47 MB) 320 rows
+# take twice the time of the whole matrix.
+LAZY_BYTES = 1 << 24
 
 
 class Rows(Protocol):
@@ -111,7 +115,7 @@ def cosine_rows(vectors: Array, num_rows: int) -> Rows:
     """
     num, width = vectors.shape
     few = num_rows <= num * LAZY_SHARE and matrix_work(num, width) > FLOAT64_WORK
-    if few and lies_on_host(vectors):
+    if few and 4 * num * width <= LAZY_BYTES and lies_on_host(vectors):
         hosted = on_host(vectors)
         if hosted.dtype != np.float64:
             return LazyCosineRows(as_float32(hosted), num_rows)

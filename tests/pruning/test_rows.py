@@ -7,7 +7,7 @@ import pytest
 from pruning_cases import make_signals, to_torch
 
 from edge_atp.pruning import load
-from edge_atp.pruning.rows import LazyCosineRows, MatrixRows, as_rows, cosine_rows
+from edge_atp.pruning.rows import LAZY_BYTES, LazyCosineRows, MatrixRows, as_rows, cosine_rows
 from edge_atp.pruning.scratch import ALIGNMENT, MAX_BYTES, scratch
 from edge_atp.pruning.similarity import cosine_matrix, scratch_cosines
 
@@ -20,6 +20,8 @@ def test_few_rows_of_wide_vectors_are_computed_one_by_one() -> None:
     assert isinstance(cosine_rows(WIDE, 61), MatrixRows)
     assert isinstance(cosine_rows(WIDE[:, :64], 10), MatrixRows)
     assert isinstance(cosine_rows(WIDE.astype(np.float64), 10), MatrixRows)
+    no_cache_holds = np.ones((513, LAZY_BYTES // 4 // 512), np.float32)
+    assert isinstance(cosine_rows(no_cache_holds, 3), MatrixRows)
 
 
 def test_both_ways_give_the_same_rows() -> None:
