@@ -31,7 +31,7 @@ from edge_atp_ros.reply import Reply
 # A result nobody has fetched is kept this long; rclpy's 900 s would hold 20,000 goals at 25 Hz.
 _RESULT_TIMEOUT_S = 10
 # A service response has no acknowledgement to wait for, and is lost if its server goes at once.
-_DELIVERY_S = 0.2
+_DELIVERY_S = 0.5
 _FEEDBACK_QOS = QoSProfile(depth=100)
 _COMPLETE = frozenset({Answer.STATUS_FINAL, Answer.STATUS_TRUNCATED})
 
