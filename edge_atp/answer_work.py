@@ -6,7 +6,7 @@ Knows nothing of engines; the stages themselves are in ``edge_atp.pipeline``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,13 @@ class Encoding:
     region: SourceRegion
     vision: VisionOutput
     reused: bool = False
+
+    def shown(self) -> Frame:
+        """What the encoder saw, as a frame of its own: the part of the frame in ``region``."""
+        region = self.region
+        rows = slice(region.y, region.y + region.height)
+        columns = slice(region.x, region.x + region.width)
+        return replace(self.frame, image=self.frame.image[rows, columns])
 
 
 @dataclass(frozen=True)

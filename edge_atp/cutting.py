@@ -65,8 +65,11 @@ class CuttingStages:
     def encode(self, work: AnswerWork, frame: Frame | Encoding, budget: Budget) -> Encoding:
         """Encode one image with the method's cuts; ``work.pruned`` gets the details."""
         assert work.cut is not None
-        frame = frame.frame if isinstance(frame, Encoding) else frame
-        pixel_values, region = self._preprocess(frame.image)
+        if isinstance(frame, Encoding):
+            pixel_values, _ = self._preprocess(frame.shown().image)
+            region, frame = frame.region, frame.frame
+        else:
+            pixel_values, region = self._preprocess(frame.image)
         work.clock.lap("preprocess")
         num_kept = budget.num_kept(self._num_patches)
         image = self._runner.encode(pixel_values, work.cut, num_kept, work.clock.lap)

@@ -221,6 +221,15 @@ class Pipeline:
         clock.lap("vision_encode")
         return encoding
 
+    def wants_cut(self, query: Query) -> bool:
+        """Whether the question's images go through the encoder that drops patches on its way.
+
+        That is ``cut`` of ``encode``; another encoding is made anew for the question.
+        Raises:
+            InvalidQueryError: see ``check``.
+        """
+        return split_method(self._budgets(query, 1)[0].method)[0]
+
     def select(self, encoding: Encoding, question: str, budget: Budget) -> Selection:
         """Score the patches of one frame against the question and choose those that stay."""
         pruner, vision = self._pruner(budget), encoding.vision
@@ -287,7 +296,9 @@ class Pipeline:
         if isinstance(frame, Encoding):
             if self._serves(frame, optional, cut):
                 return frame
-            frame = frame.frame  # encoded for a method that reads less, or by the other encoder
+            # It was encoded for a method that reads less, or by the other encoder.
+            again = self.encode(frame.shown(), work.clock, optional, cut=cut)
+            return replace(again, frame=frame.frame, region=frame.region)
         return self.encode(frame, work.clock, optional, cut=cut)
 
     def _select(self, work: AnswerWork) -> None:

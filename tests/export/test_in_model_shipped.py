@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,15 @@ def test_an_encoding_handed_in_is_encoded_for_the_method(pipeline: Pipeline) -> 
     assert shared.token_ids == alone.token_ids
     assert shared.masks[0].kept.tolist() == alone.masks[0].kept.tolist()
     assert shared.times.vision_encode > 0
+    # Of a part of the frame, as a camera's region of interest: that part is encoded again.
+    inner = pipeline.encode(Frame(picture(0)[:200, 100:300]))
+    region = replace(inner.region, x=inner.region.x + 100)
+    part = pipeline.answer(query, [replace(inner, frame=frame, region=region)])
+    alone = pipeline.answer(query, [inner.frame])
+    assert part.token_ids == alone.token_ids
+    assert part.masks[0].kept.tolist() == alone.masks[0].kept.tolist()
+    assert part.masks[0].region == region
+    assert part.masks[0].frame is frame
     closed = pipeline.answer(
         Query(QUESTION, choices=("a pallet", "a red box"), prune=spec), [frame]
     )

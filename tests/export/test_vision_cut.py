@@ -211,6 +211,27 @@ def test_one_encoding_serves_questions_of_its_own_kind(cutting: Pipeline) -> Non
     assert kept(ask(cutting, "atp", cut)) == kept(ask(cutting, "atp", whole))
 
 
+def test_a_part_of_a_frame_is_encoded_again_as_that_part(cutting: Pipeline) -> None:
+    """As of a camera with a region of interest, whose mask is about the whole image."""
+    whole = frame()
+    part = replace(whole, image=whole.image[8:22, 4:28])
+    inner = cutting.encode(part)
+    region = replace(inner.region, x=inner.region.x + 4, y=inner.region.y + 8)
+    shifted = replace(inner, frame=whole, region=region)
+    answer = ask(cutting, "cut+atp", shifted)
+    assert kept(answer) == kept(ask(cutting, "cut+atp", part))
+    assert answer.masks[0].region == region
+    assert answer.masks[0].frame is whole
+    assert kept(answer) != kept(ask(cutting, "cut+atp", whole))
+
+
+def test_a_question_says_which_encoder_it_wants(cutting: Pipeline) -> None:
+    for method, wanted in (("cut+atp", True), ("atp", False), ("", False)):
+        assert cutting.wants_cut(Query(QUESTION, prune=PruneSpec(method=method))) is wanted
+    off = PruneSpec(Policy.OFF, method="cut+atp")
+    assert not cutting.wants_cut(Query(QUESTION, prune=off))
+
+
 def test_an_unchanged_frame_is_not_taken_for_the_other_encoder(directory: ModelDirectory) -> None:
     config = PipelineConfig(model=str(directory.path), num_threads=1, frame_tolerance=0.0)
     pipeline = Pipeline.load(config)
