@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from edge_atp.errors import ConfigError, EdgeAtpError, ImageError
 from edge_atp.pipeline import Encoding, Pipeline
@@ -115,29 +115,30 @@ class Replayer:
             return replace(reply, error=str(error))
 
     def _answer(self, schedule: _Schedule, newest: Sequence[_Newest]) -> Answer:
-        spent = [self._encode(entry) for entry in newest]
-        encodings = [entry.encoding for entry in newest if entry.encoding is not None]
-        answer = self._pipeline.answer(schedule.question.query, encodings)
+        query = schedule.question.query
+        cut = self._pipeline.wants_cut(query)
+        spent = [self._encode(entry, cut) for entry in newest]
+        answer = self._pipeline.answer(query, [entry.encodings[cut] for entry in newest])
         preprocess = sum(times.preprocess for times in spent)
         vision_encode = sum(times.vision_encode for times in spent)
         times = replace(
             answer.times,
-            preprocess=preprocess,
-            vision_encode=vision_encode,
+            preprocess=answer.times.preprocess + preprocess,
+            vision_encode=answer.times.vision_encode + vision_encode,
             first_token=answer.times.first_token + preprocess + vision_encode,
             total=answer.times.total + preprocess + vision_encode,
         )
         return replace(answer, times=times)
 
-    def _encode(self, entry: _Newest) -> StageTimes:
+    def _encode(self, entry: _Newest, cut: bool) -> StageTimes:
         """Decode and encode a frame unless an earlier question did; seconds this took."""
-        if entry.encoding is not None:
+        if cut in entry.encodings:
             return StageTimes()
         begun_s = time.perf_counter()
         frame = entry.image.frame()
         decoding_s = time.perf_counter() - begun_s
         clock = StageClock()
-        entry.encoding = self._pipeline.encode(frame, clock)
+        entry.encodings[cut] = self._pipeline.encode(frame, clock, cut=cut)
         self.num_encoded += 1
         times = clock.times()
         return replace(times, preprocess=times.preprocess + decoding_s)
@@ -145,10 +146,11 @@ class Replayer:
 
 @dataclass
 class _Newest:
-    """The newest image of a camera; ``encoding`` is made when the first question needs it."""
+    """The newest image of a camera; ``encodings``, with and without the encoder's own cut, are
+    made when the first question needs them."""
 
     image: RecordedImage
-    encoding: Encoding | None = None
+    encodings: dict[bool, Encoding] = field(default_factory=dict)
 
 
 @dataclass

@@ -82,16 +82,23 @@ def write_bag(tmp_path, typestore, image_message):
 
 @dataclass
 class CountingPipeline:
-    """Answers with what it was given: brightness of each frame, and counts its encodings."""
+    """Answers with what it was given: brightness of each frame, and counts its encodings.
+
+    Questions that start with "cut" want the encoder that drops patches.
+    """
 
     encoded: list[int] = field(default_factory=list)
+    cut: list[int] = field(default_factory=list)
 
     def check(self, query, num_frames=1):
         if query.text == "refused":
             raise InvalidQueryError("text is refused")
 
-    def encode(self, frame, clock=None):
-        self.encoded.append(int(frame.image[0, 0, 0]))
+    def wants_cut(self, query):
+        return query.text.startswith("cut")
+
+    def encode(self, frame, clock=None, *, cut=False):
+        (self.cut if cut else self.encoded).append(int(frame.image[0, 0, 0]))
         clock.lap("preprocess")
         clock.lap("vision_encode")
         return Encoding(frame, SourceRegion(0, 0, 8, 8), vision=None)

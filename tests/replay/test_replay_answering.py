@@ -1,5 +1,7 @@
 """When which question is asked about which frame."""
 
+from dataclasses import replace
+
 import pytest
 
 from edge_atp.errors import ConfigError
@@ -61,6 +63,29 @@ def test_questions_share_one_encoding_of_a_frame(run, counting_pipeline):
     shared = replies[-1].answer.times
     assert shared == StageTimes(prefill=0.5, total=0.5)  # b came second: nothing left to encode
     assert replies[-2].answer.times.vision_encode > 0
+
+
+def test_each_encoder_runs_once_a_frame_and_only_where_it_is_wanted(run, counting_pipeline):
+    run(TEN_FRAMES, [ask("cut a"), ask("cut b"), ask("whole", at_s=0.8)])
+    assert counting_pipeline.cut == list(range(10))
+    assert counting_pipeline.encoded == [8, 9]
+
+
+def test_what_a_question_encodes_for_itself_is_part_of_its_times(run, counting_pipeline):
+    """Methods that cut inside the encoder do; the stages still add up to the total."""
+    answer = counting_pipeline.answer
+
+    def slow(query, encodings):
+        own = StageTimes(preprocess=0.25, vision_encode=0.5, prefill=0.5, total=1.25)
+        return replace(answer(query, encodings), times=own)
+
+    counting_pipeline.answer = slow
+    for reply in run(TEN_FRAMES[:2], [ask()]):
+        times = reply.answer.times
+        assert times.preprocess > 0.25
+        assert times.vision_encode > 0.5
+        stages = times.preprocess + times.vision_encode + times.prefill
+        assert times.total == pytest.approx(stages)
 
 
 def test_frames_nobody_asks_about_are_not_decoded(run, counting_pipeline):

@@ -17,7 +17,7 @@ from vlm_client import make_image, pattern
 from edge_atp.errors import ConfigError, ImageError
 from edge_atp.mask import mask_image
 from edge_atp.pipeline import Pipeline
-from edge_atp.types import Frame, Query, SourceRegion
+from edge_atp.types import Frame, Policy, PruneSpec, Query, SourceRegion
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,31 @@ def test_kept_patches_lie_in_the_region(pipeline):
     assert cols.min() >= 320
     assert cols.max() < 640
     assert rows.max() < 240
+
+
+def test_the_encoder_that_cuts_looks_at_the_region_and_runs_once(pipeline):
+    region = SourceRegion(100, 40, 300, 200)
+    pixels = pattern(480, 640)
+    frame = stored(make_image(pixels))
+    spec = PruneSpec(Policy.TOKEN_BUDGET, method="cut+atp", max_visual_tokens=32)
+    query = Query("where is the red box?", max_new_tokens=2, prune=spec)
+    encodings = Encodings(1)
+    image = encodings.read(frame)
+    cut = pipeline.wants_cut(query)
+    assert cut
+    encoding, _ = encodings.encode(pipeline, image, frame, region, cut=cut)
+    answer = pipeline.answer(query, [encoding])
+
+    alone = pipeline.answer(query, [Frame(pixels[40:240, 100:400])])
+    assert answer.masks[0].kept.tolist() == alone.masks[0].kept.tolist()
+    assert answer.token_ids == alone.token_ids
+    assert answer.reused.images == 1, "it was not encoded again"
+    assert answer.masks[0].region == encoding.region
+    again, _ = encodings.encode(pipeline, image, frame, region, cut=cut)
+    assert again is encoding
+    whole, _ = encodings.encode(pipeline, image, frame, region)
+    assert whole is not encoding
+    assert encodings.num_encoded == 2
 
 
 def test_a_region_outside_the_image_is_an_error_that_names_the_parameter(pipeline):

@@ -248,11 +248,12 @@ class Answerer:
     ) -> tuple[list[Encoding], types.StageTimes]:
         """The encoding of each image, and the seconds this took."""
         encodings, preprocess_s, vision_encode_s = [], 0.0, 0.0
+        pipeline, cut = loaded.pipeline, loaded.pipeline.wants_cut(question.query)
         for number, image in enumerate(images):
             _require_wanted(question, stopping)
             stored = question.frames[number] if question.frames else None
             region = loaded.regions.get(image.camera) if stored else None
-            encoding, times = self.encodings.encode(loaded.pipeline, image, stored, region)
+            encoding, times = self.encodings.encode(pipeline, image, stored, region, cut=cut)
             encodings.append(encoding)
             preprocess_s += times.preprocess
             vision_encode_s += times.vision_encode

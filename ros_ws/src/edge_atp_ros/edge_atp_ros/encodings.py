@@ -26,7 +26,7 @@ _PER_CAMERA = 2
 @dataclass
 class _Known:
     image: CameraImage
-    by_region: dict[SourceRegion | None, Encoding] = field(default_factory=dict)
+    encodings: dict[tuple[SourceRegion | None, bool], Encoding] = field(default_factory=dict)
 
 
 class Encodings:
@@ -61,33 +61,36 @@ class Encodings:
         image: CameraImage,
         stored: StoredFrame | None,
         region: SourceRegion | None,
+        *,
+        cut: bool = False,
     ) -> tuple[Encoding, StageTimes]:
         """Encode an image, unless it is known.
 
         Args:
             stored: the frame it was read from; None for an image that no camera sent.
             region: the part of the image to look at; None for all of it.
+            cut: with the encoder that drops patches on its way (``Pipeline.wants_cut``).
         Returns:
             The encoding, its regions in pixels of the whole image, and the seconds spent now.
         Raises:
             ImageError: it cannot be decoded, or the region does not lie in it.
         """
         known = self._known.get(stored) if stored is not None else None
-        if known is not None and region in known.by_region:
-            return known.by_region[region], StageTimes()
+        if known is not None and (region, cut) in known.encodings:
+            return known.encodings[region, cut], StageTimes()
         begun_s = time.perf_counter()
         frame = image.frame()
         conversion_s = time.perf_counter() - begun_s
         clock = StageClock()
         if region is None:
-            encoding = pipeline.encode(frame, clock)
+            encoding = pipeline.encode(frame, clock, cut=cut)
         else:
             part = replace(frame, image=cropped(frame.image, region, frame.camera))
-            encoding = pipeline.encode(part, clock)
+            encoding = pipeline.encode(part, clock, cut=cut)
             encoding = replace(encoding, frame=frame, region=shifted(encoding.region, region))
         self.num_encoded += 1
         if known is not None:
-            known.by_region[region] = encoding
+            known.encodings[region, cut] = encoding
         times = clock.times()
         return encoding, StageTimes(
             preprocess=times.preprocess + conversion_s, vision_encode=times.vision_encode
