@@ -17,39 +17,49 @@ from edge_atp.runtime.cut_encoder import CutEncoder, split_method
 from edge_atp.types import Array, LayerCut, Policy, Selection
 
 
-def check_cut(encoder: CutEncoder, pruner: Pruner, budget: Budget, num_patches: int) -> None:
-    """Refuse what cannot run behind the cut, and open the graph so that no answer's time holds it.
+def require_behind_cut(method: str, pruner: Pruner) -> None:
+    """Refuse methods that cannot stand behind an encoder's cut.
 
     Args:
-        pruner: the method behind the cut.
-        budget: names it as "cut+NAME".
-        num_patches: N of the whole grid.
+        method: "cut+NAME".
+        pruner: NAME's.
     Raises:
-        ConfigError: the method cuts inside the model itself, or reads what is not there any more.
-        InvalidQueryError: more tokens are to be kept than the encoder leaves.
+        ConfigError: it cuts inside the model itself, or reads what is not there any more.
     """
-    name = split_method(budget.method)[1]
+    name = split_method(method)[1]
     if isinstance(pruner, InModelPruner):
         raise ConfigError(
-            f"{budget.method}: {name} cuts inside the model itself; ask for {name}, or for a"
-            " method that cuts between encoder and language model, such as cut+atp"
+            f"{method}: {name} cuts inside the model itself; ask for {name}, or for a method that"
+            " cuts between encoder and language model, such as cut+atp"
         )
     if "patch_grid" in pruner.needs:
         raise ConfigError(
-            f"{budget.method}: {name} reads the whole patch grid, which has gaps behind the cut;"
+            f"{method}: {name} reads the whole patch grid, which has gaps behind the cut;"
             f" ask for {name} alone"
         )
     if "patch_keys" in pruner.needs and getattr(pruner, "attention_layer", None) is not None:
         raise ConfigError(
-            f"{budget.method}: {name} reads a layer of its own, and the encoder that cuts ends with"
-            f" the one that the projector reads; ask for {name} alone"
+            f"{method}: {name} reads a layer of its own, and the encoder that cuts ends with the"
+            f" one that the projector reads; ask for {name} alone"
         )
+
+
+def check_cut(encoder: CutEncoder, budget: Budget, num_patches: int) -> None:
+    """Refuse what the cut does not leave, and open the graph so that no answer's time holds it.
+
+    Args:
+        budget: of a method "cut+NAME".
+        num_patches: N of the whole grid.
+    Raises:
+        InvalidQueryError: more tokens are to be kept than the encoder leaves.
+    """
     if budget.policy is not Policy.SCORE_MASS:
         wanted = budget.num_kept(num_patches)
         if wanted > encoder.num_left:
             raise InvalidQueryError(
                 f"prune: {budget.method} is to keep {wanted} visual tokens, and the encoder's cut"
-                f" leaves {encoder.num_left}; keep at most these, or ask for {name} alone"
+                f" leaves {encoder.num_left}; keep at most these, or ask for"
+                f" {split_method(budget.method)[1]} alone"
             )
     encoder.open()
 

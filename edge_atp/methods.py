@@ -5,6 +5,7 @@ from __future__ import annotations
 from edge_atp import pruning
 from edge_atp.budget import Budget
 from edge_atp.cutting import in_model
+from edge_atp.early_cut import require_behind_cut
 from edge_atp.runtime.cut_encoder import require_cut, split_method
 from edge_atp.runtime.depth import fit_options
 from edge_atp.runtime.in_model import require_graphs
@@ -31,7 +32,8 @@ class Methods:
         """The budget's method, for "cut+NAME" the one behind the encoder's cut.
 
         Raises:
-            ConfigError: unknown, an option is out of range, or the directory lacks its graphs.
+            ConfigError: unknown, an option is out of range, the directory lacks its graphs, or it
+                cannot stand behind the cut.
         """
         key = (budget.method, budget.alpha)
         if key not in self._built:
@@ -54,6 +56,8 @@ class Methods:
         options = {option: value for option, value in offered.items() if option in taken}
         options |= fit_options(name, self._manifest)
         pruner = pruning.load(name, **options)
+        if cut:
+            require_behind_cut(budget.method, pruner)
         if (method := in_model(pruner)) is not None:
             require_graphs(method, self._manifest)
         return pruner

@@ -186,7 +186,7 @@ class Pipeline:
                 if (method := in_model(pruner)) is not None:
                     self._cutting.check(method, query, budget)
                 if split_method(budget.method)[0]:
-                    check_cut(self._cut_encoder, pruner, budget, self.grid.num_patches)
+                    check_cut(self._cut_encoder, budget, self.grid.num_patches)
             except ConfigError as error:
                 raise InvalidQueryError(f"prune.method: {error}") from error
 

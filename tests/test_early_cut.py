@@ -7,9 +7,11 @@ import pytest
 
 from edge_atp import pruning
 from edge_atp.budget import Budget
-from edge_atp.early_cut import check_cut, on_whole_grid, rows_of
+from edge_atp.config import PipelineConfig
+from edge_atp.early_cut import check_cut, on_whole_grid, require_behind_cut, rows_of
 from edge_atp.errors import ConfigError, InvalidQueryError
 from edge_atp.methods import Methods
+from edge_atp.pipeline import Pipeline
 from edge_atp.runtime.cut_encoder import method_behind_cut, most_kept, split_method
 from edge_atp.types import Policy, Selection
 
@@ -68,21 +70,24 @@ def test_names_of_methods_behind_the_cut():
     ],
 )
 def test_methods_that_cannot_stand_behind_the_cut(method, why):
-    encoder = Encoder()
     with pytest.raises(ConfigError, match=why):
-        check_cut(encoder, pruning.load(method), budget(f"cut+{method}"), 10)
-    assert encoder.opened == 0
+        require_behind_cut(f"cut+{method}", pruning.load(method))
+
+
+def test_a_pipeline_with_such_a_default_is_refused_at_once(pipeline):
+    with pytest.raises(ConfigError, match=r"cut\+spatial: spatial reads the whole patch grid"):
+        Pipeline(pipeline.engine, pipeline.engine.directory, PipelineConfig(method="cut+spatial"))
 
 
 def test_more_tokens_than_the_cut_leaves_are_refused_before_any_work():
-    encoder, atp = Encoder(), pruning.load("atp")
+    encoder = Encoder()
     with pytest.raises(InvalidQueryError, match=r"keep 5 visual tokens.*leaves 4.*ask for atp"):
-        check_cut(encoder, atp, budget(value=5), 10)
+        check_cut(encoder, budget(value=5), 10)
     with pytest.raises(InvalidQueryError, match="keep 5"):
-        check_cut(encoder, atp, budget(policy=Policy.KEEP_RATIO, value=0.5), 10)
+        check_cut(encoder, budget(policy=Policy.KEEP_RATIO, value=0.5), 10)
     assert encoder.opened == 0
-    check_cut(encoder, atp, budget(value=4), 10)
-    check_cut(encoder, atp, budget(policy=Policy.SCORE_MASS, value=0.9), 10)
+    check_cut(encoder, budget(value=4), 10)
+    check_cut(encoder, budget(policy=Policy.SCORE_MASS, value=0.9), 10)
     assert encoder.opened == 2
 
 

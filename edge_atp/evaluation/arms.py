@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from edge_atp import pruning
+from edge_atp.early_cut import require_behind_cut
 from edge_atp.errors import ConfigError
 from edge_atp.pruning.base import InModelPruner
 from edge_atp.runtime.cut_encoder import most_kept, require_cut, split_method
@@ -111,26 +112,36 @@ def plan_arms(
         if not 1 <= keep <= num_patches:
             raise ConfigError(f"--keep has {keep}; this model has 1 to {num_patches} visual tokens")
     for method in methods:
-        cut, behind = split_method(method)
-        pruner = pruning.load(behind)
-        if cut:
-            if manifest is None:
-                raise ConfigError(
-                    f"--methods has {method}, whose encoder cuts; only an exported model has one"
-                )
-            require_cut(method, manifest)
-        if isinstance(pruner, InModelPruner):
-            if manifest is None:
-                raise ConfigError(
-                    f"--methods has {method}, which prunes {pruner.site.replace('_', ' ')}; without"
-                    f" an exported model only {', '.join(engine_methods())} are known to run"
-                )
-            require_graphs(pruner, manifest)
+        _require_runs(method, manifest)
     budgets = sorted({keep for keep in keeps if keep < num_patches}, reverse=True)
     chosen = [method for method in dict.fromkeys(methods) if method != "none"]
     arms = [dense_arm(num_patches)]
     for method in chosen:
         most = most_kept(method, manifest) if manifest else num_patches
         own = [keep for keep in budgets if keep <= most] if takes_budget(method) else [0]
+        if budgets and not own:
+            raise ConfigError(
+                f"--keep has {', '.join(map(str, budgets))}; the encoder's cut leaves {most} tokens"
+                f" for {method}: add a budget of at most {most}, or leave {method} out"
+            )
         arms += [Arm(method, keep) for keep in own]
     return tuple(arms)
+
+
+def _require_runs(method: str, manifest: Manifest | None) -> None:
+    cut, behind = split_method(method)
+    pruner = pruning.load(behind)
+    if cut:
+        if manifest is None:
+            raise ConfigError(
+                f"--methods has {method}, whose encoder cuts; only an exported model has one"
+            )
+        require_cut(method, manifest)
+        require_behind_cut(method, pruner)
+    if isinstance(pruner, InModelPruner):
+        if manifest is None:
+            raise ConfigError(
+                f"--methods has {method}, which prunes {pruner.site.replace('_', ' ')}; without"
+                f" an exported model only {', '.join(engine_methods())} are known to run"
+            )
+        require_graphs(pruner, manifest)

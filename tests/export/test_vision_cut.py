@@ -281,6 +281,11 @@ def test_arms_of_bench_and_evaluation(cutting: Pipeline, directory: ModelDirecto
     names = [arm.name for arm in arms]
     assert names == ["dense", "atp@8", "atp@7", "atp@4", "cut+atp@7", "cut+atp@4"]
     assert [a.name for a in plan_arms(("cut+atp",), (8, 4), PATCHES, manifest)][1:] == ["cut+atp@4"]
+    with pytest.raises(ConfigError, match=r"--keep has 8; .*leaves 7 tokens for cut\+atp"):
+        plan_arms(("atp", "cut+atp"), (16, 8), PATCHES, manifest)
+    assert len(plan_arms(("cut+atp",), (16,), PATCHES, manifest)) == 1  # keeping all is dense
+    with pytest.raises(ConfigError, match="spatial reads the whole patch grid"):
+        plan_arms(("cut+spatial",), (4,), PATCHES, manifest)
     with pytest.raises(ConfigError, match="only an exported model"):
         plan_arms(("cut+atp",), (4,), PATCHES)
     with pytest.raises(ConfigError, match=r"cut\+nothing.*and cut\+NAME"):
