@@ -55,6 +55,10 @@ def _against_budget(arms: Arms, what: str, label: str, path: Path) -> Path:
     lines = curves(arms, what)
     styles = method_styles(list(lines))
     for number, (method, points) in enumerate(lines.items()):
+        if not points[-1]["num_kept"]:  # it takes no budget, and has no place on the axis
+            value, color = 100 * points[-1][what]["value"], styles[method]["color"]
+            axes.axhline(value, label=f"{method} (no budget)", color=color, lw=1.2, ls="--")
+            continue
         budgets = [point["num_kept"] for point in points]
         values = [100 * point[what]["value"] for point in points]
         axes.plot(budgets, values, label=method, markersize=5, **styles[method])
@@ -64,7 +68,7 @@ def _against_budget(arms: Arms, what: str, label: str, path: Path) -> Path:
             axes.fill_between(budgets, low, high, color=styles[method]["color"], alpha=0.15, lw=0)
     if DENSE in arms and what in arms[DENSE]:
         axes.axhline(100 * arms[DENSE][what]["value"], color="black", lw=0.8, ls=(0, (1, 2)))
-    ticks = sorted({arm["num_kept"] for arm in arms.values()})
+    ticks = sorted({arm["num_kept"] for arm in arms.values()} - {0})
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
@@ -104,7 +108,7 @@ def _label_budgets(axes: Any, points: list[dict[str, Any]]) -> None:
     for point in points:
         where = (point["latency_ms"]["p50"], 100 * point["exact"]["value"])
         offset = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center"}
-        axes.annotate(str(point["num_kept"]), where, fontsize=8, **offset)
+        axes.annotate(str(point["num_kept"] or ""), where, fontsize=8, **offset)
 
 
 def _robustness(summary: dict[str, Any], path: Path) -> Path:

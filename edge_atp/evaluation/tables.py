@@ -49,7 +49,7 @@ def _by_budget(arms: Arms, what: str, title: str, width: int) -> Table:
     narrow = _METHOD_COLUMN + _VALUE_COLUMN * len(budgets) > width
     if narrow:
         title += " (intervals: a wider terminal, or summary.json)"
-    table = _table("method", *map(str, budgets), title=title)
+    table = _table("method", *map(_budget, budgets), title=title)
     rows: dict[str, dict[int, str]] = {}
     for arm in arms.values():
         method = arm["name"].rsplit("@", 1)[0]
@@ -57,6 +57,11 @@ def _by_budget(arms: Arms, what: str, title: str, width: int) -> Table:
     for method, cells in rows.items():
         table.add_row(escape(method), *(cells.get(budget, "") for budget in budgets))
     return table
+
+
+def _budget(num_kept: int) -> str:
+    """Heading of a column; 0 is a method that takes no budget."""
+    return str(num_kept) if num_kept else "own"
 
 
 def _details(arms: Arms) -> Table:
@@ -87,7 +92,7 @@ def _families(arms: Arms) -> Table:
     first = _first_method(arms)
     shown = [n for n, arm in arms.items() if n == DENSE or arm["method"] == first]
     families = arms[shown[0]]["families"]
-    budgets = [str(arms[name]["num_kept"]) for name in shown]
+    budgets = [_budget(arms[name]["num_kept"]) for name in shown]
     table = _table("family", "n", *budgets, title=f"by family, %: dense, then {first}")
     for family, entry in families.items():
         cells = [f"{100 * arms[name]['families'][family]['value']:.1f}" for name in shown]

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import cv2
 import pytest
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from edge_atp.cli import main
 from edge_atp.errors import ConfigError, DatasetError
+from edge_atp.evaluation import plots
 from edge_atp.evaluation.arms import Arm, dense_arm
 from edge_atp.evaluation.baseline import against_baseline
 from edge_atp.evaluation.conditions import robustness_conditions
@@ -155,6 +157,32 @@ def test_pictures_are_drawn(tmp_path, squares_dataset, records, summary):
         picture = cv2.imread(str(path))
         assert min(picture.shape[:2]) > 300
         assert picture.std() > 10  # not a blank sheet
+
+
+def test_a_method_without_a_budget_has_a_line_of_its_own(
+    tmp_path, squares_dataset, records, monkeypatch
+):
+    """Its arm has 0 for a budget, which has no place on a logarithmic axis."""
+    pytest.importorskip("matplotlib", reason="plots need the `evaluation` extra")
+    own = [
+        replace(r, arms={**r.arms, "vtw": r.arms["random@4"]})
+        for r in records
+        if r.condition == "clean"
+    ]
+    found = summarise(squares_dataset, own, (*ARMS, Arm("vtw", 0)))
+    figures = {}
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.setdefault(path.name, figure))
+    write_plots(found, tmp_path)
+
+    (axes,) = figures["accuracy_vs_tokens.png"].axes
+    assert axes.get_xticks().tolist() == [4, 8, 16]
+    lines = {line.get_label(): line for line in axes.lines}
+    assert list(lines["vtw (no budget)"].get_ydata()) == pytest.approx([100 * 7 / 12] * 2)
+    assert "vtw" not in lines
+    out = io.StringIO()
+    print_summary(found, Console(file=out, width=160))
+    headings = next(line for line in out.getvalue().splitlines() if "method" in line).split()
+    assert headings == ["method", "16", "8", "4", "own"]
 
 
 def test_failures_are_prunings_own_first_and_families_take_turns(squares_dataset, records):
