@@ -98,7 +98,8 @@ def plan(spec: PruneSpec, default: Budget, latency_model: LatencyModel | None = 
         return Budget(Policy.KEEP_RATIO, method, alpha, spec.keep_ratio)
     if spec.policy is Policy.TOKEN_BUDGET:
         tokens = spec.max_visual_tokens
-        _require(tokens >= 1, "prune.max_visual_tokens", tokens, "[1, number of patches]")
+        allowed = "[1, inf): the most that are kept, all of an image with fewer"
+        _require(tokens >= 1, "prune.max_visual_tokens", tokens, allowed)
         return Budget(Policy.TOKEN_BUDGET, method, alpha, tokens)
     if spec.policy is Policy.SCORE_MASS:
         _require(0.0 < spec.score_mass <= 1.0, "prune.score_mass", spec.score_mass, "(0, 1]")

@@ -93,7 +93,7 @@ class PruneSpec:
 
     method: name of a pruning method, "" for the default.
     keep_ratio: share of visual tokens kept, (0, 1]; read with Policy.KEEP_RATIO.
-    max_visual_tokens: tokens kept per image; read with Policy.TOKEN_BUDGET.
+    max_visual_tokens: most tokens kept per image; read with Policy.TOKEN_BUDGET.
     score_mass: share of the total score kept, (0, 1]; read with Policy.SCORE_MASS.
     latency_budget_s: seconds to the last token; read with Policy.LATENCY_BUDGET.
     alpha: weight of the question against saliency, [0, 1]; None for the default.

@@ -50,7 +50,7 @@ def read_schedule(text: str, config: VisionConfig) -> Schedule:
     """The cuts that ``vision_cut`` asks for: "LAYER:KEPT", several with commas.
 
     Args:
-        text: such as "2:128"; layers count from 0, KEPT is the number of patches left.
+        text: such as "2:144"; layers count from 0, KEPT is the number of patches left.
     Raises:
         ConfigError: not of that form, or the encoder has no such layer or number of patches.
     """
@@ -59,7 +59,7 @@ def read_schedule(text: str, config: VisionConfig) -> Schedule:
         layer, separator, kept = part.strip().partition(":")
         if not (separator and layer.isdecimal() and kept.isdecimal()):
             raise ConfigError(
-                f"vision_cut is {text!r}; write LAYER:KEPT, several with commas, such as 2:128"
+                f"vision_cut is {text!r}; write LAYER:KEPT, several with commas, such as 2:144"
             )
         stages.append(Stage(int(layer), int(kept)))
     schedule = Schedule(tuple(stages))

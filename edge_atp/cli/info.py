@@ -1,7 +1,7 @@
 """Show a model directory; every file's hash is checked on the way.
 
 examples:
-  edge-atp info                       # the shipped default model, as this machine runs it
+  edge-atp info                          # the shipped default model, as this machine runs it
   edge-atp info warehouse_tiny:fp32      # another of its exports
   edge-atp info path/to/model --json     # the manifest
   edge-atp info path/to/model --verify   # does this machine compute the same model?
