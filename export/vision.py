@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto
 
-from edge_atp.errors import ArtifactError
+from edge_atp.errors import ArtifactError, ConfigError
 from export.architecture import VisionConfig
 from export.checkpoint import TensorStore
 from export.graph import GraphBuilder
@@ -47,9 +47,15 @@ def emit_vision(
             and residual, instead of ``embed_layer``; MaskCLIP (Zhou et al., 2022), sec. 3.2.
     Raises:
         ArtifactError: a layer index is out of range, or a tensor is missing.
+        ConfigError: ``value_path``, and the projector reads the last layer.
     """
     fused = dialect in FUSED_DIALECTS
     feature_at = layer_number(config, config.feature_layer, "vision_feature_layer")
+    if value_path and visual_projection is not None and feature_at == config.layers:
+        raise ConfigError(
+            "relevance_source value takes the last layer's values without running it, and this"
+            " model's projector reads that layer; choose raw or negated"
+        )
     # The value path reads what enters the last layer.
     embed_at = config.layers - 1 if value_path else layer_number(config, embed_layer, "embed_layer")
     last = max(feature_at, embed_at if visual_projection is not None else 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from edge_atp.errors import ArtifactError
+from edge_atp.errors import ArtifactError, ConfigError
 from edge_atp.pruning import atp
 from edge_atp.types import VisualSignals
 from export.architecture import read_llava
@@ -62,6 +63,19 @@ def test_the_value_path_matches_transformers(
     np.testing.assert_allclose(features[0], expected.patch_features, atol=2e-4)
     raw = Reference(checkpoint, tower).encode_image(pixels)
     assert not np.allclose(embeds[0], raw.patch_embeds, atol=0.1)
+
+
+def test_the_value_path_needs_a_last_layer_of_its_own(checkpoint: Path) -> None:
+    model = read_llava(checkpoint)
+    with pytest.raises(ConfigError, match=r"value .*projector reads that layer.*raw or negated"):
+        emit_vision(
+            GraphBuilder("vision"),
+            model.tensors,
+            replace(model.vision, feature_layer=-1),
+            np.ones((24, 48), np.float32),
+            dialect="prim18",
+            value_path=True,
+        )
 
 
 @pytest.mark.parametrize("dialect", ["ort-gqa", "prim18"])
