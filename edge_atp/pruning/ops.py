@@ -23,6 +23,9 @@ FEW_VALUES = 1 << 16
 # Spread of float32 cosines (in error by 1e-7) below which a min-max is wrong by more than 3e-6.
 NARROW_SPAN = 0.03
 
+# Products of squared lengths below which float32 loses digits (its normal numbers end at 1e-38).
+LEAST_SQUARE = 1e-30
+
 # Whether a dtype of another library is half precision: asking it costs more than a small sum.
 _HALF: dict[Any, bool] = {}
 
@@ -174,8 +177,9 @@ def cosine(vectors: Array, reference: Array) -> Array:
     if not double and vectors.shape[0] * vectors.shape[1] > FEW_VALUES:
         with np.errstate(over="ignore", invalid="ignore"):
             dots, squares = _dots(as_float32(vectors), as_float32(reference))
+        # Neither a zero vector passes, nor what float32 cannot square, nor what is not finite.
+        if LEAST_SQUARE < float(xp.min(squares)) <= float(xp.max(squares)) < math.inf:
             cosines = dots / xp.sqrt(squares)
-            # Neither a zero vector's NaN nor that of a value that is not finite passes.
             if float(xp.max(cosines)) - float(xp.min(cosines)) > NARROW_SPAN:
                 return cosines
     dots, squares = _dots(xp.astype(vectors, xp.float64), xp.astype(reference, xp.float64))

@@ -64,6 +64,23 @@ def test_a_zero_among_many_wide_vectors_and_values_that_are_not_finite() -> None
             cosine(vectors, text)
 
 
+@pytest.mark.parametrize("length", [1e-25, 1e-22, 1e25])
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_one_of_many_wide_vectors_may_be_as_short_or_long_as_float32_allows(
+    length: float, backend: str
+) -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((300, 700)).astype(np.float32)
+    text = rng.standard_normal(700).astype(np.float32)
+    vectors[7] *= np.float32(length)
+    double = vectors.astype(np.float64)
+    expected = double @ text / np.linalg.norm(double, axis=1) / np.linalg.norm(text)
+    if backend == "torch":
+        torch = pytest.importorskip("torch")
+        vectors, text = torch.from_numpy(vectors), torch.from_numpy(text)
+    np.testing.assert_allclose(np.asarray(cosine(vectors, text)), expected, atol=3e-7)
+
+
 def test_snap_joins_what_rounding_parts_and_keeps_the_rest() -> None:
     values = np.array([0.1 + 0.2, 0.3, 0.3 + 1e-9, -0.3, 0.0])
     snapped = snap(values)
