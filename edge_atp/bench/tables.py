@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from edge_atp.bench.hugging_face import NAME as HUGGING_FACE
@@ -42,7 +43,7 @@ def _print_machine(report: dict[str, Any], console: Console) -> None:
         f"[bold]{model['model_id']}[/bold], {model['precision']} on {model['backend']},"
         f" {model['num_patches']} visual tokens, {report['settings']['rounds']} rounds"
     )
-    console.print(f"[dim]{model['backend_reason']}[/dim]")
+    console.print(f"[dim]{escape(model['backend_reason'])}[/dim]")
     name = machine["board"] or machine["gpu"] or machine["cpu"]
     console.print(
         f"{name}, {machine['cores']} cores, load {machine['load']} -> {machine['load_at_end']}"

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from edge_atp.cli.arguments import DEFAULT_MODEL, MODEL_HELP, add_backend, add_json
@@ -71,7 +72,7 @@ def _print(directory: ModelDirectory, reason: str) -> None:
     grid = vision.patch_grid
     console.print(f"[bold]{manifest.model_id}[/bold]  {directory.path}")
     if reason:
-        console.print(f"[dim]{reason}[/dim]", soft_wrap=True)
+        console.print(f"[dim]{escape(reason)}[/dim]", soft_wrap=True)
     precision = manifest.precision
     console.print(
         f"precision: {precision.compute}, runs on"

@@ -85,7 +85,8 @@ def evaluate(settings: Settings, console: Console) -> dict[str, Any]:
     if settings.plots:
         new_figure(1.0, 1.0)  # a missing plotting library is an error now, not after hours
     dataset, directory = open_both(settings)
-    console.print(f"[dim]{': '.join(chosen_backend(settings, directory))}[/dim]", highlight=False)
+    chosen = ": ".join(chosen_backend(settings, directory))
+    console.print(f"[dim]{escape(chosen)}[/dim]", highlight=False)
     earlier = None
     if settings.baseline:
         earlier = read_baseline(settings.baseline / RECORDS_FILE, dataset)
