@@ -185,7 +185,7 @@ class Pipeline:
                 pruner = self._pruner(budget)
                 if (method := in_model(pruner)) is not None:
                     self._cutting.check(method, query, budget)
-                if split_method(budget.method)[0]:
+                if _is_cut(budget):
                     check_cut(self._cut_encoder, budget, self.grid.num_patches)
             except ConfigError as error:
                 raise InvalidQueryError(f"prune.method: {error}") from error
@@ -221,14 +221,14 @@ class Pipeline:
         clock.lap("vision_encode")
         return encoding
 
-    def wants_cut(self, query: Query) -> bool:
-        """Whether the question's images go through the encoder that drops patches on its way.
+    def wants_cut(self, query: Query, num_images: int) -> list[bool]:
+        """Which of the question's images go through the encoder that drops patches on its way.
 
         That is ``cut`` of ``encode``; another encoding is made anew for the question.
         Raises:
             InvalidQueryError: see ``check``.
         """
-        return split_method(self._budgets(query, 1)[0].method)[0]
+        return [_is_cut(budget) for budget in self._budgets(query, num_images)]
 
     def select(self, encoding: Encoding, question: str, budget: Budget) -> Selection:
         """Score the patches of one frame against the question and choose those that stay."""
@@ -292,7 +292,7 @@ class Pipeline:
         optional: set[str] = set()
         for budget in work.budgets:
             optional.update(optional_outputs(self._pruner(budget), self.manifest.vision))
-        cut = split_method(work.budgets[0].method)[0]
+        cut = _is_cut(work.budgets[len(work.encodings)])
         if isinstance(frame, Encoding):
             if self._serves(frame, optional, cut):
                 return frame
@@ -309,8 +309,8 @@ class Pipeline:
         question = work.query.text
         reads_text = "text_embed" in self._pruner(work.budgets[0]).needs
         work.text_known = reads_text and self.engine.remembers_text(question)
-        if split_method(work.budgets[0].method)[0]:
-            work.cuts = layer_cuts(self._cut_encoder, len(work.encodings))
+        if num_cut := sum(encoding.vision.place is not None for encoding in work.encodings):
+            work.cuts = layer_cuts(self._cut_encoder, num_cut)
         work.selections = [
             self.select(encoding, question, budget)
             for encoding, budget in zip(work.encodings, work.budgets, strict=False)
@@ -392,3 +392,7 @@ class Pipeline:
                 work.conversation.num_turns + 1,
             ),
         )
+
+
+def _is_cut(budget: Budget) -> bool:
+    return split_method(budget.method)[0]

@@ -116,9 +116,9 @@ class Replayer:
 
     def _answer(self, schedule: _Schedule, newest: Sequence[_Newest]) -> Answer:
         query = schedule.question.query
-        cut = self._pipeline.wants_cut(query)
-        spent = [self._encode(entry, cut) for entry in newest]
-        answer = self._pipeline.answer(query, [entry.encodings[cut] for entry in newest])
+        wanted = list(zip(newest, self._pipeline.wants_cut(query, len(newest)), strict=True))
+        spent = [self._encode(entry, cut) for entry, cut in wanted]
+        answer = self._pipeline.answer(query, [entry.encodings[cut] for entry, cut in wanted])
         preprocess = sum(times.preprocess for times in spent)
         vision_encode = sum(times.vision_encode for times in spent)
         times = replace(

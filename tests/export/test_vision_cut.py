@@ -227,9 +227,19 @@ def test_a_part_of_a_frame_is_encoded_again_as_that_part(cutting: Pipeline) -> N
 
 def test_a_question_says_which_encoder_it_wants(cutting: Pipeline) -> None:
     for method, wanted in (("cut+atp", True), ("atp", False), ("", False)):
-        assert cutting.wants_cut(Query(QUESTION, prune=PruneSpec(method=method))) is wanted
-    off = PruneSpec(Policy.OFF, method="cut+atp")
-    assert not cutting.wants_cut(Query(QUESTION, prune=off))
+        query = Query(QUESTION, prune=PruneSpec(method=method))
+        assert cutting.wants_cut(query, 2) == [wanted] * 2
+
+
+def test_each_image_has_the_encoder_that_its_budget_wants(cutting: Pipeline) -> None:
+    some = PruneSpec(Policy.TOKEN_BUDGET, method="cut+atp", max_visual_tokens=4)
+    every = PruneSpec(Policy.OFF, method="cut+atp")
+    for specs, kept in (((some, every), [4, PATCHES]), ((every, some), [PATCHES, 4])):
+        query = Query(QUESTION, max_new_tokens=2, prune_per_image=specs)
+        assert cutting.wants_cut(query, 2) == [spec is some for spec in specs]
+        answer = cutting.answer(query, [frame(0), frame(1)])
+        assert [int(mask.kept.sum()) for mask in answer.masks] == kept
+        assert [cut.num_kept for cut in answer.cuts] == [12, 7]
 
 
 def test_an_unchanged_frame_is_not_taken_for_the_other_encoder(directory: ModelDirectory) -> None:

@@ -94,8 +94,8 @@ class CountingPipeline:
         if query.text == "refused":
             raise InvalidQueryError("text is refused")
 
-    def wants_cut(self, query):
-        return query.text.startswith("cut")
+    def wants_cut(self, query, num_images):
+        return [query.text.startswith("cut")] * num_images
 
     def encode(self, frame, clock=None, *, cut=False):
         (self.cut if cut else self.encoded).append(int(frame.image[0, 0, 0]))

@@ -79,7 +79,7 @@ def test_the_encoder_that_cuts_looks_at_the_region_and_runs_once(pipeline):
     query = Query("where is the red box?", max_new_tokens=2, prune=spec)
     encodings = Encodings(1)
     image = encodings.read(frame)
-    cut = pipeline.wants_cut(query)
+    (cut,) = pipeline.wants_cut(query, 1)
     assert cut
     encoding, _ = encodings.encode(pipeline, image, frame, region, cut=cut)
     answer = pipeline.answer(query, [encoding])

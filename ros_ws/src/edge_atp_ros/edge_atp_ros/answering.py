@@ -248,8 +248,9 @@ class Answerer:
     ) -> tuple[list[Encoding], types.StageTimes]:
         """The encoding of each image, and the seconds this took."""
         encodings, preprocess_s, vision_encode_s = [], 0.0, 0.0
-        pipeline, cut = loaded.pipeline, loaded.pipeline.wants_cut(question.query)
-        for number, image in enumerate(images):
+        pipeline = loaded.pipeline
+        wanted = pipeline.wants_cut(question.query, len(images))
+        for number, (image, cut) in enumerate(zip(images, wanted, strict=True)):
             _require_wanted(question, stopping)
             stored = question.frames[number] if question.frames else None
             region = loaded.regions.get(image.camera) if stored else None
