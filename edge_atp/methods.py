@@ -18,6 +18,7 @@ _MAX_REMEMBERED = 64
 class Methods:
     """Builds methods once and remembers them: several stages of every question ask.
 
+    May be used from several threads: questions are checked while another is answered.
     Args:
         manifest: of the model directory.
         seed: of random methods.
@@ -36,12 +37,14 @@ class Methods:
                 cannot stand behind the cut.
         """
         key = (budget.method, budget.alpha)
-        if key not in self._built:
+        pruner = self._built.get(key)
+        if pruner is None:
+            pruner = self._build(budget)
             # alpha comes with the question: what is remembered must not grow with questions.
             if len(self._built) >= _MAX_REMEMBERED:
                 self._built.clear()
-            self._built[key] = self._build(budget)
-        return self._built[key]
+            self._built[key] = pruner
+        return pruner
 
     def _build(self, budget: Budget) -> pruning.Pruner:
         cut, name = split_method(budget.method)

@@ -1,5 +1,6 @@
 """Rows behind an encoder that cuts, and patches of the whole grid."""
 
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ from edge_atp.early_cut import check_cut, on_whole_grid, require_behind_cut, row
 from edge_atp.errors import ConfigError, InvalidQueryError
 from edge_atp.methods import Methods
 from edge_atp.pipeline import Pipeline
-from edge_atp.runtime.cut_encoder import method_behind_cut, most_kept, split_method
+from edge_atp.runtime.cut_encoder import CutEncoder, most_kept, split_method
 from edge_atp.types import Policy, Selection
 
 PLACE = np.array([2, 3, 7, 9])
@@ -57,7 +58,7 @@ def test_without_a_cut_rows_are_patches():
 def test_names_of_methods_behind_the_cut():
     assert split_method("cut+atp") == (True, "atp")
     assert split_method("atp") == (False, "atp")
-    assert split_method(method_behind_cut("divprune")) == (True, "divprune")
+    assert split_method("cut+divprune") == (True, "divprune")
 
 
 @pytest.mark.parametrize(
@@ -112,6 +113,41 @@ def test_a_method_is_built_once_per_weight(pipeline):
     for step in range(200):  # a weight that changes with every question is not kept for ever
         methods.of(Budget(Policy.TOKEN_BUDGET, "atp", step / 200, 8))
     assert len(methods._built) <= 64
+
+
+def test_a_method_that_another_thread_makes_room_over_is_returned_all_the_same(pipeline):
+    class Forgetful(dict):
+        """Another thread empties it right after each entry."""
+
+        def __setitem__(self, key, value):
+            del key, value
+
+    methods = Methods(pipeline.manifest, 0)
+    methods._built = Forgetful()
+    assert methods.of(Budget(Policy.TOKEN_BUDGET, "atp", 0.25, 8)).alpha == 0.25
+
+
+def test_the_graph_is_opened_once_by_threads_that_come_together():
+    opened, waiting = [], threading.Barrier(4)
+
+    def open_graph(role):
+        opened.append(role)
+        return object()
+
+    encoder = CutEncoder(open_graph, SimpleNamespace())
+
+    def come():
+        waiting.wait(60)
+        sessions.append(encoder.open())
+
+    sessions = []
+    threads = [threading.Thread(target=come) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert opened == ["vision_cut"]
+    assert len(set(sessions)) == 1
 
 
 def test_most_kept_is_what_the_cut_leaves():

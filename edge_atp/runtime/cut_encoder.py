@@ -7,6 +7,7 @@ Knows nothing of how the graph cuts (``export.vision_cut``).
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -25,11 +26,6 @@ _PREFIX = "cut+"
 def split_method(name: str) -> tuple[bool, str]:
     """Whether the encoder cuts, and the method behind it: "cut+atp" is (True, "atp")."""
     return name.startswith(_PREFIX), name.removeprefix(_PREFIX)
-
-
-def method_behind_cut(name: str) -> str:
-    """The name of the method ``name`` behind an encoder that cuts."""
-    return _PREFIX + name
 
 
 def has_cut(manifest: Manifest) -> bool:
@@ -62,7 +58,7 @@ def require_cut(name: str, manifest: Manifest) -> None:
 
 
 class CutEncoder:
-    """Runs the graph ``vision_cut``.
+    """Runs the graph ``vision_cut``; may be opened by one thread while another runs it.
 
     Args:
         open_graph: opens a graph of the directory by its role; called when it is first needed.
@@ -73,6 +69,7 @@ class CutEncoder:
         self._open_graph = open_graph
         self._manifest = manifest
         self._session: Session | None = None
+        self._opening = threading.Lock()
 
     @property
     def num_left(self) -> int:
@@ -87,9 +84,10 @@ class CutEncoder:
 
     def open(self) -> Session:
         """The graph, opened now if it was not."""
-        if self._session is None:
-            self._session = self._open_graph(ROLE)
-        return self._session
+        with self._opening:
+            if self._session is None:
+                self._session = self._open_graph(ROLE)
+            return self._session
 
     def encode(self, pixel_values: Float) -> VisionOutput:
         """Encode one preprocessed image (1, 3, size, size); ``place`` says which patches are left.
