@@ -134,7 +134,8 @@ def _require_runs(method: str, manifest: Manifest | None) -> None:
     if cut:
         if manifest is None:
             raise ConfigError(
-                f"--methods has {method}, whose encoder cuts; only an exported model has one"
+                f"--methods has {method}, whose vision encoder cuts: that is measured on an"
+                f" exported model and not projected; choose {behind}"
             )
         require_cut(method, manifest)
         require_behind_cut(method, pruner)

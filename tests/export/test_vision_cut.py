@@ -296,7 +296,7 @@ def test_arms_of_bench_and_evaluation(cutting: Pipeline, directory: ModelDirecto
     assert len(plan_arms(("cut+atp",), (16,), PATCHES, manifest)) == 1  # keeping all is dense
     with pytest.raises(ConfigError, match="spatial reads the whole patch grid"):
         plan_arms(("cut+spatial",), (4,), PATCHES, manifest)
-    with pytest.raises(ConfigError, match="only an exported model"):
+    with pytest.raises(ConfigError, match="not projected; choose atp"):
         plan_arms(("cut+atp",), (4,), PATCHES)
     with pytest.raises(ConfigError, match=r"cut\+nothing.*and cut\+NAME"):
         plan_bench_arms(("cut+nothing",), (4,), manifest)
