@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import time
 from typing import Any
 
@@ -234,13 +235,16 @@ def test_no_more_are_held_than_allowed(client):
 # Ids ----------------------------------------------------------------------------------------
 
 
-def test_a_duplicate_of_a_held_id_cannot_be_taken_for_the_answer(client):
+def test_a_duplicate_of_a_held_id_cannot_be_taken_for_the_answer(client, node):
     """Exactly one final answer to the question; the copies are told apart by code and number."""
     client.publish()
-    for _ in range(12):  # keep the node busy while the copies arrive
+    # However slow this side is, the copies reach a node that is still busy: it is held meanwhile.
+    node.signal_group(signal.SIGSTOP)
+    for _ in range(12):
         client.send("describe the scene.", priority=100)
     for _ in range(3):
         client.send(query_id="twin")
+    node.signal_group(signal.SIGCONT)
 
     def mine() -> list[Answer]:
         return [a for a in client.answers if a.query_id == "twin"]
