@@ -171,6 +171,7 @@ def test_the_rate_is_an_upper_bound(client):
 
 
 def test_replacing_keeps_the_id_and_the_count(client):
+    client.publish()
     first = client.set("again")
     client.answers_to("again", 1)
     second = client.set("again", text="where is the red box?")
