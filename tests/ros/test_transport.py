@@ -25,6 +25,8 @@ SEGMENT_BYTES = 67_108_864
 WIDTH, HEIGHT = 640, 480
 NUM_IMAGES = 100
 RATE_HZ = 30.0
+# What ListQueries may take, a call that is held up included.
+SERVICE_MS = 100
 
 # Two processes with a segment of 64 MB each, and room for whatever else is running.
 NEEDED_SHM_BYTES = 3 * SEGMENT_BYTES
@@ -161,6 +163,14 @@ def test_what_was_not_taken_is_soon_sent_again(path):
 
     assert writer.get("is_default_profile") == "true"
     assert 0 < seconds * 10**9 + nanoseconds <= 10**8
+
+
+@pytest.mark.parametrize("path", [PROFILE, LITTLE_MEMORY_PROFILE], ids=lambda path: path.stem)
+def test_meeting_a_new_client_holds_services_up_for_less_than_they_may_take(path):
+    """Opening a healthy port waits up to a third of the timeout (Fast DDS's issue 6535)."""
+    timeout_ms = int(ET.parse(path).getroot().findtext(f".//{NAMESPACE}healthy_check_timeout_ms"))
+
+    assert timeout_ms / 3 <= SERVICE_MS / 2
 
 
 if __name__ == "__main__":
