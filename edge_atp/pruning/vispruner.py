@@ -59,7 +59,8 @@ class Settling:
         left = self._vectors[tokens[rows]].astype(np.float64)
         right = self._vectors[others[columns]].astype(np.float64)
         squares = _row_products(left, left) * _row_products(right, right)
-        exact = _row_products(left, right) / np.sqrt(np.where(squares > 0, squares, 1.0))
+        products = _row_products(left, right)
+        exact: NDArray[np.float64] = products / np.sqrt(np.where(squares > 0, squares, 1.0))
         if len(rows) == len(tokens):
             return exact
         largest: NDArray[np.float64] = np.maximum.reduceat(
