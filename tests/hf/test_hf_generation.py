@@ -4,6 +4,7 @@ import hf_reference as ref
 import hf_tiny as tiny
 import pytest
 import torch
+import transformers
 from hf_llava import QUESTIONS, batch, encode, sample_of
 
 import edge_atp.hf
@@ -28,6 +29,10 @@ def attach(attach_llava):
 @pytest.mark.parametrize("policy", ["compact", "original"])
 def test_chunked_prefill(model, attach, policy):
     inputs = batch(QUESTIONS[1:])
+    alone = ref.generate(model, inputs)
+    if not torch.equal(ref.generate(model, inputs, prefill_chunk_size=20), alone):
+        version = transformers.__version__
+        pytest.skip(f"transformers {version} itself answers otherwise when it prefills in chunks")
     handle = attach("cls_topk", 8, position_policy=policy)
     want = ref.generate(model, inputs)
     assert torch.equal(ref.generate(model, inputs, prefill_chunk_size=20), want)

@@ -39,6 +39,8 @@ CANDIDATES = tuple(PROVIDERS)
 
 # ONNX Runtime logs through its own channel; errors reach the caller as exceptions.
 _LOG_ERRORS_ONLY = 3
+# What ONNX Runtime says of an opset that is newer than itself.
+_TOO_NEW = "is under development and support for this is limited"
 
 
 def open_session(path: Path, name: str, options: SessionOptions) -> OrtSession:
@@ -73,9 +75,11 @@ def _open(path: Path, name: str, wanted: list[Any], num_threads: int) -> Any:
     except Exception as error:
         if _is_memory(error):
             raise _inference_error(error) from error
+        fix = "export the model again"
+        if _TOO_NEW in str(error):
+            fix = "install a newer onnxruntime, or export with --dialect ort-gqa, prim17 or prim18"
         raise ArtifactError(
-            f"{path} cannot be loaded by onnxruntime {ort.__version__}:"
-            f" {first_line(error)}; export the model again"
+            f"{path} cannot be loaded by onnxruntime {ort.__version__}: {first_line(error)}; {fix}"
         ) from error
     used = session.get_providers()[0]
     if used != PROVIDERS[name]:
