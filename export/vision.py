@@ -96,11 +96,22 @@ def emit_vision(
         patches = without_cls(graph, entering_last if value_path else states[embed_at])
         if value_path:
             patches = value_path_states(graph, tensors, config, patches)
-        normed = layer_norm(graph, tensors, "vision.post_layernorm", patches, config.norm_eps)
-        weight = graph.weight("visual_projection.weight", np.ascontiguousarray(visual_projection.T))
-        embeds = graph.node("MatMul", normed, weight, name="visual_projection")
-        width = visual_projection.shape[0]
-        graph.output("patch_embeds", embeds, TensorProto.FLOAT, [1, count, width])
+        emit_patch_embeds(graph, tensors, config, visual_projection, patches, count)
+
+
+def emit_patch_embeds(
+    graph: GraphBuilder,
+    tensors: TensorStore,
+    config: VisionConfig,
+    visual_projection: np.ndarray,
+    patches: str,
+    count: int,
+) -> None:
+    """Output ``patch_embeds`` (1, count, P): the ``patches`` (1, count, D) in the joint space."""
+    normed = layer_norm(graph, tensors, "vision.post_layernorm", patches, config.norm_eps)
+    weight = graph.weight("visual_projection.weight", np.ascontiguousarray(visual_projection.T))
+    embeds = graph.node("MatMul", normed, weight, name="visual_projection")
+    graph.output("patch_embeds", embeds, TensorProto.FLOAT, [1, count, visual_projection.shape[0]])
 
 
 def _last_layer_keys(

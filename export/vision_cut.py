@@ -40,6 +40,7 @@ from export.vision import (
     TO_END,
     cls_row,
     embed_patches,
+    emit_patch_embeds,
     layer_number,
     value_path_states,
     without_cls,
@@ -168,11 +169,7 @@ def _emit_outputs(
         prefix = f"vision.encoder.layers.{config.layers - 1}.layer_norm1"
         patches = layer_norm(graph, tensors, prefix, patches, config.norm_eps)
         patches = value_path_states(graph, tensors, config, patches)
-    normed = layer_norm(graph, tensors, "vision.post_layernorm", patches, config.norm_eps)
-    weight = graph.weight("visual_projection.weight", np.ascontiguousarray(visual_projection.T))
-    embeds = graph.node("MatMul", normed, weight, name="visual_projection")
-    joint = visual_projection.shape[0]
-    graph.output("patch_embeds", embeds, TensorProto.FLOAT, [1, count, joint])
+    emit_patch_embeds(graph, tensors, config, visual_projection, patches, count)
 
 
 def _cut(graph: GraphBuilder, x: str, row: str, tokens: _Tokens, num_kept: int) -> _Tokens:
