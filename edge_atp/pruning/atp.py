@@ -10,11 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from array_api_compat import array_namespace
-
 from edge_atp.errors import ConfigError, ShapeError
 from edge_atp.pruning.base import Pruner, kept_from_order
-from edge_atp.pruning.ops import as_float32, cosine, head_mean, min_max, snap, top_k
+from edge_atp.pruning.ops import as_float32, cosine, head_mean, min_max, namespace, snap, top_k
 from edge_atp.types import Array, Selection, VisualSignals
 
 RELEVANCE_SOURCES = ("raw", "negated", "value")
@@ -86,7 +84,7 @@ class Method(Pruner):
         if self.relevance_source == "negated":
             relevance = -relevance
         attention = getattr(signals, self._first(signals, *self.needs_one_of))
-        xp = array_namespace(attention)
+        xp = namespace(attention)
         # In float64: rounding of one part must not part sums that are equal.
         saliency = xp.astype(head_mean(attention), xp.float64)
         scores = fuse(relevance, saliency, self.alpha)

@@ -12,10 +12,10 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
-from array_api_compat import array_namespace, device
+from array_api_compat import device
 
 from edge_atp.errors import ConfigError, MissingSignalError, ShapeError
-from edge_atp.pruning.ops import require_finite, share
+from edge_atp.pruning.ops import namespace, require_finite, share
 from edge_atp.pruning.schedule import Schedule
 from edge_atp.types import Array, Selection, VisualSignals
 
@@ -242,7 +242,7 @@ def _in_kind_of(signals: VisualSignals, names: list[str], selection: Selection) 
     """The selection's arrays in the library that holds the named signals."""
     arrays = [getattr(signals, name) for name in names if name in _ARRAYS]
     foreign = next(value for value in arrays if not isinstance(value, np.ndarray))
-    xp = array_namespace(foreign)
+    xp = namespace(foreign)
 
     def back(array: Any) -> Array:
         return xp.asarray(array) if isinstance(array, np.ndarray) else array
@@ -254,7 +254,7 @@ def _in_kind_of(signals: VisualSignals, names: list[str], selection: Selection) 
 
 def kept_from_order(order: Array, scores: Array | None, merged: Array | None = None) -> Selection:
     """Selection of the indices ``order`` (K,), sorted ascending."""
-    xp = array_namespace(order)
+    xp = namespace(order)
     return Selection(kept_indices=xp.sort(order), scores=scores, order=order, merged=merged)
 
 
@@ -273,5 +273,5 @@ def any_patch_signal(signals: VisualSignals) -> Array:
 
 def as_indices(values: list[int], reference: Array) -> Array:
     """Host integers as an int64 array of ``reference``'s backend and device."""
-    xp = array_namespace(reference)
+    xp = namespace(reference)
     return xp.asarray(values, dtype=xp.int64, device=device(reference))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace, to_device
+from array_api_compat import numpy as numpy_namespace
 from numpy.typing import NDArray
 
 from edge_atp.errors import ShapeError
@@ -28,6 +29,17 @@ LEAST_SQUARE = 1e-30
 
 # Whether a dtype of another library is half precision: asking it costs more than a small sum.
 _HALF: dict[Any, bool] = {}
+
+
+def namespace(*arrays: Array) -> Any:
+    """``array_namespace``; NumPy is told from its type, which the search takes 1.5 us for.
+
+    ATP asks 14 times and has 200 us.
+    """
+    for array in arrays:
+        if type(array) is not np.ndarray:
+            return array_namespace(*arrays)
+    return numpy_namespace
 
 
 def lies_on_host(array: Array) -> bool:
@@ -57,7 +69,7 @@ def _shared(array: Array) -> NDArray[Any]:
     array = array.detach() if hasattr(array, "detach") else array
     half = _HALF.get(array.dtype)
     if half is None:
-        xp = array_namespace(array)
+        xp = namespace(array)
         floating = xp.isdtype(array.dtype, "real floating")
         half = floating and array.dtype not in (xp.float32, xp.float64)
         _HALF[array.dtype] = half
@@ -73,7 +85,7 @@ def top_k(scores: Array, k: int) -> Array:
     Returns:
         (k,) int64.
     """
-    xp = array_namespace(scores)
+    xp = namespace(scores)
     # Sorting the negated scores ascending keeps stability; descending sorts of some backends
     # reverse equal elements.
     if isinstance(scores, np.ndarray):
@@ -84,7 +96,7 @@ def top_k(scores: Array, k: int) -> Array:
 
 def min_max(scores: Array) -> Array:
     """Scale (N,) linearly to [0, 1]; a constant input becomes zeros."""
-    xp = array_namespace(scores)
+    xp = namespace(scores)
     low = xp.min(scores)
     span = xp.max(scores) - low
     if float(span) == 0.0:
@@ -100,7 +112,7 @@ def require_finite(name: str, values: Array) -> float:
     Raises:
         ShapeError: names the signal.
     """
-    xp = array_namespace(values)
+    xp = namespace(values)
     lowest = float(xp.min(values))
     # NaN propagates through min and max and fails the comparison.
     if not float("-inf") < lowest <= float(xp.max(values)) < float("inf"):
@@ -110,7 +122,7 @@ def require_finite(name: str, values: Array) -> float:
 
 def as_float32(values: Array) -> Array:
     """The values in float32, not copied where they already are."""
-    xp = array_namespace(values)
+    xp = namespace(values)
     return xp.astype(values, xp.float32, copy=False)
 
 
@@ -119,7 +131,7 @@ def head_mean(attention: Array) -> Array:
     attention = as_float32(attention)
     if attention.ndim == 1:
         return attention
-    xp = array_namespace(attention)
+    xp = namespace(attention)
     return xp.mean(attention, axis=0)
 
 
@@ -129,7 +141,7 @@ def softmax(logits: Array, overwrite: bool = False) -> Array:
     Args:
         overwrite: the logits are not needed any more, and their memory may hold the result.
     """
-    xp = array_namespace(logits)
+    xp = namespace(logits)
     shift = xp.max(logits, axis=-1, keepdims=True)
     if overwrite:
         logits -= shift
@@ -146,7 +158,7 @@ def snap(values: Array) -> Array:
     The grid is 2^-40 of the largest value (1e-12), a thousand times the errors of the sums here,
     and wide enough that sums of 4096 values on it are exact.
     """
-    xp = array_namespace(values)
+    xp = namespace(values)
     if values.dtype != xp.float64:
         return values
     largest = float(xp.max(xp.abs(values)))
@@ -172,7 +184,7 @@ def cosine(vectors: Array, reference: Array) -> Array:
             f"the patches are {vectors.shape[1]} wide and the text embedding"
             f" {reference.shape[0]}; both must come from the same joint space"
         )
-    xp = array_namespace(vectors, reference)
+    xp = namespace(vectors, reference)
     double = vectors.dtype == xp.float64 or reference.dtype == xp.float64
     if not double and vectors.shape[0] * vectors.shape[1] > FEW_VALUES:
         with np.errstate(over="ignore", invalid="ignore"):
@@ -191,6 +203,6 @@ def cosine(vectors: Array, reference: Array) -> Array:
 
 def _dots(vectors: Array, reference: Array) -> tuple[Array, Array]:
     """(N,) products of the rows with the reference, and of their squared lengths."""
-    xp = array_namespace(vectors)
+    xp = namespace(vectors)
     squares = xp.vecdot(vectors, vectors) * xp.vecdot(reference, reference)
     return xp.vecdot(vectors, reference[None, :]), squares
