@@ -8,7 +8,10 @@ where the last layer does not run are its keys an extra, a twelfth of what runni
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
+from numpy.typing import NDArray
 from onnx import TensorProto
 
 from edge_atp.errors import ArtifactError, ConfigError
@@ -21,11 +24,19 @@ from export.layers import FUSED_DIALECTS, clip_layer, layer_norm, linear, split_
 TO_END = np.iinfo(np.int32).max
 
 
+class _Layers(NamedTuple):
+    """Numbers of hidden states (0 = embeddings): projector's, joint space's, last one run."""
+
+    feature: int
+    embed: int
+    last: int
+
+
 def emit_vision(
     graph: GraphBuilder,
     tensors: TensorStore,
     config: VisionConfig,
-    visual_projection: np.ndarray | None,
+    visual_projection: NDArray[Any] | None,
     *,
     dialect: str,
     embed_layer: int = -1,
@@ -49,61 +60,95 @@ def emit_vision(
         ArtifactError: a layer index is out of range, or a tensor is missing.
         ConfigError: ``value_path``, and the projector reads the last layer.
     """
-    fused = dialect in FUSED_DIALECTS
-    feature_at = layer_number(config, config.feature_layer, "vision_feature_layer")
-    if value_path and visual_projection is not None and feature_at == config.layers:
+    joint = visual_projection is not None
+    at = _layers_to_run(config, embed_layer, joint=joint, value_path=value_path)
+    states, scored = _run_layers(graph, tensors, config, at, dialect)
+    entering_last = ""
+    if at.last == config.layers - 1:
+        prefix = f"vision.encoder.layers.{at.last}.layer_norm1"
+        entering_last = layer_norm(graph, tensors, prefix, states[-1], config.norm_eps)
+        scored[config.layers] = _last_layer_keys(graph, tensors, config, entering_last)
+    _emit_features(graph, config, states[at.feature], scored, at.feature)
+    if visual_projection is not None:
+        patches = without_cls(graph, entering_last if value_path else states[at.embed])
+        if value_path:
+            patches = value_path_states(graph, tensors, config, patches)
+        emit_patch_embeds(graph, tensors, config, visual_projection, patches, config.grid**2)
+
+
+def _layers_to_run(
+    config: VisionConfig, embed_layer: int, *, joint: bool, value_path: bool
+) -> _Layers:
+    """What ``emit_vision`` reads where; ``joint``: there is a joint space.
+
+    Raises:
+        ArtifactError: a layer index is out of range.
+        ConfigError: the value path needs the last layer not to run, and it runs.
+    """
+    feature = layer_number(config, config.feature_layer, "vision_feature_layer")
+    if value_path and joint and feature == config.layers:
         raise ConfigError(
             "relevance_source value takes the last layer's values without running it, and this"
             " model's projector reads that layer; choose raw or negated"
         )
     # The value path reads what enters the last layer.
-    embed_at = config.layers - 1 if value_path else layer_number(config, embed_layer, "embed_layer")
-    last = max(feature_at, embed_at if visual_projection is not None else 0)
-    head_dim = config.hidden // config.heads
-    count = config.grid**2
+    embed = config.layers - 1 if value_path else layer_number(config, embed_layer, "embed_layer")
+    return _Layers(feature, embed, max(feature, embed if joint else 0))
 
-    x = embed_patches(graph, tensors, config)
-    states = {0: x}
-    scored: dict[int, tuple[str, str]] = {}  # hidden state -> CLS row and keys behind it
-    for index in range(last):
+
+def _run_layers(
+    graph: GraphBuilder, tensors: TensorStore, config: VisionConfig, at: _Layers, dialect: str
+) -> tuple[list[str], dict[int, tuple[str, str]]]:
+    """Run the layers up to hidden state ``at.last``.
+
+    Returns:
+        The hidden states (1, 1 + N, D) by number, and CLS row (1, N) and keys (1, N, D) of the
+        layers behind the consumed state and the encoder's last, by the number of that state.
+    """
+    head_dim = config.hidden // config.heads
+    states = [embed_patches(graph, tensors, config)]
+    scored: dict[int, tuple[str, str]] = {}
+    for index in range(at.last):
         x, q, k = clip_layer(
             graph,
             tensors,
             f"vision.encoder.layers.{index}",
-            x,
+            states[-1],
             config.heads,
             head_dim,
             config.norm_eps,
             config.activation,
-            fused=fused,
+            fused=dialect in FUSED_DIALECTS,
         )
-        states[index + 1] = x
-        if index + 1 in (feature_at, config.layers):
+        states.append(x)
+        if index + 1 in (at.feature, config.layers):
             row = cls_row(graph, q, k, config.heads, head_dim)
             scored[index + 1] = (row, without_cls(graph, k))
-    entering_last = ""
-    if last == config.layers - 1:
-        prefix = f"vision.encoder.layers.{last}"
-        entering_last = layer_norm(graph, tensors, f"{prefix}.layer_norm1", x, config.norm_eps)
-        scored[config.layers] = _last_layer_keys(graph, tensors, config, entering_last)
-    features = without_cls(graph, states[feature_at])
+    return states, scored
+
+
+def _emit_features(
+    graph: GraphBuilder,
+    config: VisionConfig,
+    state: str,
+    scored: dict[int, tuple[str, str]],
+    consumed: int,
+) -> None:
+    """Put out the patches of the consumed ``state``, and what ``_run_layers`` scored."""
+    count = config.grid**2
+    features = without_cls(graph, state)
     graph.output("patch_features", features, TensorProto.FLOAT, [1, count, config.hidden])
     for number, (row, keys) in scored.items():
-        prefix = "" if number == feature_at else "last_"
+        prefix = "" if number == consumed else "last_"
         graph.output(f"{prefix}cls_attention", row, TensorProto.FLOAT, [1, count])
         graph.output(f"{prefix}patch_keys", keys, TensorProto.FLOAT, [1, count, config.hidden])
-    if visual_projection is not None:
-        patches = without_cls(graph, entering_last if value_path else states[embed_at])
-        if value_path:
-            patches = value_path_states(graph, tensors, config, patches)
-        emit_patch_embeds(graph, tensors, config, visual_projection, patches, count)
 
 
 def emit_patch_embeds(
     graph: GraphBuilder,
     tensors: TensorStore,
     config: VisionConfig,
-    visual_projection: np.ndarray,
+    visual_projection: NDArray[Any],
     patches: str,
     count: int,
 ) -> None:

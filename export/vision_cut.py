@@ -16,10 +16,12 @@ Merging", sec. 3.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import TensorProto
 
 from edge_atp.errors import ConfigError
@@ -98,7 +100,7 @@ def emit_vision_cut(
     graph: GraphBuilder,
     tensors: TensorStore,
     config: VisionConfig,
-    visual_projection: np.ndarray | None,
+    visual_projection: NDArray[Any] | None,
     *,
     dialect: str,
     schedule: Schedule,
@@ -124,15 +126,32 @@ def emit_vision_cut(
             "relevance_source value takes the last layer's values, and vision_cut ends with layer"
             f" {consumed - 1}; choose raw or negated, or leave vision_cut out"
         )
+    tokens, scored = _encode(graph, tensors, config, schedule, consumed, dialect)
+    _emit_outputs(graph, tensors, config, visual_projection, tokens, scored, value_path)
+
+
+def _encode(
+    graph: GraphBuilder,
+    tensors: TensorStore,
+    config: VisionConfig,
+    schedule: Schedule,
+    consumed: int,
+    dialect: str,
+) -> tuple[_Tokens, tuple[str, str]]:
+    """Run the first ``consumed`` layers with their cuts.
+
+    Returns:
+        What is left, and CLS row (1, K) and keys (1, K, D) of the last of these layers.
+    """
     fused, head_dim = dialect in FUSED_DIALECTS, config.hidden // config.heads
     tokens = _Tokens(embed_patches(graph, tensors, config), config.grid**2)
+    row = keys = ""
     for index in range(consumed):
         prefix = f"vision.encoder.layers.{index}"
         q, k, v = clip_projections(graph, tensors, prefix, tokens.states, config.norm_eps)
         bias = _key_bias(graph, tokens)
-        mixed = attention(
-            graph, q, k, v, config.heads, head_dim, fused=fused, bias=_for_rows(graph, bias, tokens)
-        )
+        rows_bias = _for_rows(graph, bias, tokens)
+        mixed = attention(graph, q, k, v, config.heads, head_dim, fused=fused, bias=rows_bias)
         mixed = linear(graph, tensors, f"{prefix}.self_attn.out_proj", mixed)
         x = graph.node("Add", tokens.states, mixed)
         stage = schedule.at(index)
@@ -140,18 +159,18 @@ def emit_vision_cut(
             row = _patches(graph, cls_row(graph, q, k, config.heads, head_dim, bias), tokens)
         if index == consumed - 1:
             keys = _patches(graph, without_cls(graph, k), tokens)
-        tokens = _cut(graph, x, row, tokens, stage.num_kept) if stage else _moved(tokens, x)
+        cut = _cut(graph, x, row, tokens, stage.num_kept) if stage else replace(tokens, states=x)
         act, eps = config.activation, config.norm_eps
-        x = clip_mlp(graph, tensors, prefix, tokens.states, eps, act, fused=fused)
-        tokens = _moved(tokens, x)
-    _emit_outputs(graph, tensors, config, visual_projection, tokens, (row, keys), value_path)
+        x = clip_mlp(graph, tensors, prefix, cut.states, eps, act, fused=fused)
+        tokens = replace(cut, states=x)
+    return tokens, (row, keys)
 
 
 def _emit_outputs(
     graph: GraphBuilder,
     tensors: TensorStore,
     config: VisionConfig,
-    visual_projection: np.ndarray | None,
+    visual_projection: NDArray[Any] | None,
     tokens: _Tokens,
     scored: tuple[str, str],
     value_path: bool,
@@ -193,10 +212,6 @@ def _cut(graph: GraphBuilder, x: str, row: str, tokens: _Tokens, num_kept: int) 
     place = graph.node("Gather", tokens.place, kept, axis=0) if tokens.place else kept
     states = graph.node("Concat", cls, rows, merged, axis=1)
     return _Tokens(states, num_kept, place, size)
-
-
-def _moved(tokens: _Tokens, states: str) -> _Tokens:
-    return _Tokens(states, tokens.count, tokens.place, tokens.merged)
 
 
 def _patches(graph: GraphBuilder, behind_cls: str, tokens: _Tokens) -> str:
