@@ -6,9 +6,9 @@ its opposite: two different inputs must give different outputs, or agreement wou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,67 +18,17 @@ from edge_atp.pruning import atp
 from edge_atp.runtime.engine import Engine
 from edge_atp.runtime.model_dir import ModelDirectory
 from edge_atp.runtime.outputs import OPTIONAL_VISION_OUTPUTS, Prompt, VisionOutput
-from edge_atp.types import VisualSignals
+from edge_atp.types import Selection, VisualSignals
+from export.gates import BOUNDARY_GAP, Measurements, jaccard_distance, relative_l2
 from export.memory import fits, memory_bytes
 from export.parity_cut import compare_cut
 from export.parity_inputs import ParityInputs, make_inputs
 from export.parity_pieces import compare_groups
+from export.plan import Sources
 from export.precision import get_precision
 from export.reference import Reference, ReferenceVision
 
-if TYPE_CHECKING:
-    from export.recipe import Sources
-
 Float = NDArray[np.float32]
-
-# Below this distance between the last kept and the first dropped score, float32 rounding may
-# order them either way.
-_BOUNDARY_GAP = 1e-5
-
-
-@dataclass(frozen=True)
-class Gate:
-    """``value`` is the worst measurement; it must not exceed ``limit`` where there is one."""
-
-    name: str
-    value: float
-    limit: float | None
-
-    @property
-    def passed(self) -> bool:
-        """Whether the value is within the limit (NaN is not)."""
-        return self.value <= (np.inf if self.limit is None else self.limit)
-
-
-class Measurements:
-    """Worst values over all inputs, by gate name, and the limits of a precision."""
-
-    def __init__(self, limits: Mapping[str, float]) -> None:
-        self._worst: dict[str, float] = {}
-        self._limits = limits
-
-    def add(self, name: str, value: float) -> None:
-        """Record one measurement of a gate."""
-        # np.fmax would hide NaN; np.maximum keeps it, and a NaN fails its gate.
-        self._worst[name] = float(np.maximum(self._worst.get(name, 0.0), value))
-
-    def gates(self) -> list[Gate]:
-        """All gates so far."""
-        return [Gate(name, value, self._limits.get(name)) for name, value in self._worst.items()]
-
-    def as_json(self) -> dict[str, dict[str, float | None]]:
-        """Value and limit by gate name, as the manifest records them."""
-        return {g.name: {"value": g.value, "limit": g.limit} for g in self.gates()}
-
-    def require(self) -> None:
-        """Stop at a gate that failed.
-
-        Raises:
-            ArtifactError: lists each failed gate with its value and limit.
-        """
-        if failed := [gate for gate in self.gates() if not gate.passed]:
-            lines = "; ".join(f"{g.name} is {g.value:.3g}, limit {g.limit}" for g in failed)
-            raise ArtifactError(f"parity failed, nothing was written: {lines}")
 
 
 def run_gates(
@@ -138,18 +88,30 @@ def require_memory(sources: Sources) -> None:
         )
 
 
+class _Signals(NamedTuple):
+    """What ATP reads of one image and question: (N,), (N, P) and (P,)."""
+
+    cls_attention: Float
+    patch_embeds: Float
+    text_embed: Float
+
+    def select(self, pruner: atp.Method, num_kept: int) -> Selection:
+        """What the host's method keeps."""
+        return pruner.select(VisualSignals(**self._asdict()), num_kept)
+
+
 def _compare_encoders(
     reference: Reference, engine: Engine, inputs: ParityInputs, measured: Measurements
 ) -> list[Float]:
     """Vision, text and selection of every image; returns the engine's patch features."""
     selection = engine.directory.manifest.selection
-    alpha, source = selection.alpha, selection.relevance_source
+    pruner = atp.Method(alpha=selection.alpha, relevance_source=selection.relevance_source)
     features: list[Float] = []
     distances: list[float] = []
     for number, pixels in enumerate(inputs.images):
         ours = engine.encode_image(pixels, OPTIONAL_VISION_OUTPUTS)
         theirs = reference.encode_image(pixels)
-        error = _relative_l2(ours.patch_features, theirs.patch_features)
+        error = relative_l2(ours.patch_features, theirs.patch_features)
         measured.add("patch_features_relative_l2", error)
         error = float(np.abs(ours.cls_attention - theirs.cls_attention).max())
         measured.add("cls_attention_max_abs", error)
@@ -157,21 +119,14 @@ def _compare_encoders(
         features.append(ours.patch_features)
         if theirs.patch_embeds is None:
             continue
-        error = _relative_l2(ours.patch_embeds, theirs.patch_embeds)
+        error = relative_l2(ours.patch_embeds, theirs.patch_embeds)
         measured.add("patch_embeds_relative_l2", error)
         question = inputs.prompts[number].question
         text = engine.encode_text(question)
         expected = reference.encode_text(inputs.text_windows(question)[0])
-        measured.add("text_embed_relative_l2", _relative_l2(text, expected))
-        pruner = atp.Method(alpha=alpha, relevance_source=source)
-        mine = VisualSignals(
-            cls_attention=ours.cls_attention, patch_embeds=ours.patch_embeds, text_embed=text
-        )
-        original = VisualSignals(
-            cls_attention=theirs.cls_attention,
-            patch_embeds=theirs.patch_embeds,
-            text_embed=expected,
-        )
+        measured.add("text_embed_relative_l2", relative_l2(text, expected))
+        mine = _Signals(ours.cls_attention, ours.patch_embeds, text)
+        original = _Signals(theirs.cls_attention, theirs.patch_embeds, expected)
         measured.add("graph_kept_sets_differing", _graph_difference(engine, pruner, mine))
         distances += [
             _kept_difference(pruner, mine, original, max(1, int(len(features[0]) * ratio)))
@@ -181,7 +136,7 @@ def _compare_encoders(
         # The mean: two of 64 patches swapped in one picture are 0.06 already.
         measured.add("kept_jaccard_distance", float(np.mean(distances)))
         measured.add("kept_jaccard_distance_worst", max(distances))
-    same = min(_relative_l2(features[0], other) for other in features[1:])
+    same = min(relative_l2(features[0], other) for other in features[1:])
     measured.add("other_image_same_features", float(same < 1e-3))
     return features
 
@@ -190,13 +145,13 @@ def _compare_keys(ours: VisionOutput, theirs: ReferenceVision, measured: Measure
     """The outputs that few methods read, where the graph has them."""
     for name in ("patch_keys", "last_patch_keys"):
         if (keys := getattr(ours, name)) is not None:
-            measured.add(f"{name}_relative_l2", _relative_l2(keys, getattr(theirs, name)))
+            measured.add(f"{name}_relative_l2", relative_l2(keys, getattr(theirs, name)))
     if ours.last_cls_attention is not None:
         error = float(np.abs(ours.last_cls_attention - theirs.last_cls_attention).max())
         measured.add("last_cls_attention_max_abs", error)
 
 
-def _graph_difference(engine: Engine, pruner: atp.Method, signals: VisualSignals) -> float:
+def _graph_difference(engine: Engine, pruner: atp.Method, signals: _Signals) -> float:
     """Tokens kept by the selection graph or the host's method alone, on the same signals."""
     manifest = engine.directory.manifest
     if not any(graph.role == "select_atp" for graph in manifest.graphs):
@@ -212,23 +167,25 @@ def _graph_difference(engine: Engine, pruner: atp.Method, signals: VisualSignals
             "num_kept": np.array([num_kept], np.int64),
         }
     )
-    host = pruner.select(signals, num_kept)
-    ranked = np.sort(host.scores)[::-1]
-    if ranked[num_kept - 1] - ranked[num_kept] < _BOUNDARY_GAP:
+    host = signals.select(pruner, num_kept)
+    if _boundary_gap(host, num_kept) < BOUNDARY_GAP:
         return 0.0
     return float(len(np.setxor1d(out["kept_indices"], host.kept_indices)))
 
 
-def _kept_difference(
-    pruner: atp.Method, ours: VisualSignals, theirs: VisualSignals, num_kept: int
-) -> float:
+def _kept_difference(pruner: atp.Method, ours: _Signals, theirs: _Signals, num_kept: int) -> float:
     """1 - Jaccard of the kept sets; 0 if the scores at the boundary are too close to tell."""
-    mine, original = pruner.select(ours, num_kept), pruner.select(theirs, num_kept)
-    ranked = np.sort(original.scores)[::-1]
-    if num_kept < len(ranked) and ranked[num_kept - 1] - ranked[num_kept] < _BOUNDARY_GAP:
+    mine, original = ours.select(pruner, num_kept), theirs.select(pruner, num_kept)
+    if _boundary_gap(original, num_kept) < BOUNDARY_GAP:
         return 0.0
-    common = len(np.intersect1d(mine.kept_indices, original.kept_indices))
-    return 1.0 - common / (2 * num_kept - common)
+    return jaccard_distance(mine.kept_indices, original.kept_indices)
+
+
+def _boundary_gap(selection: Selection, num_kept: int) -> float:
+    """Distance between the last kept and the first dropped score; infinite if none is dropped."""
+    assert selection.scores is not None  # ATP scores every patch
+    ranked = np.sort(selection.scores)[::-1]
+    return float(ranked[num_kept - 1] - ranked[num_kept]) if num_kept < len(ranked) else np.inf
 
 
 @dataclass(frozen=True)
@@ -252,7 +209,7 @@ def _compare_logits(
         patches = features[item.image]
         kept = np.arange(len(patches))[:: 4 if number % 2 else 1]
         projected = engine.project(patches, kept)
-        error = _relative_l2(projected, reference.project(patches[kept]))
+        error = relative_l2(projected, reference.project(patches[kept]))
         measured.add("image_embeds_relative_l2", error)
         prompt = engine.embed_prompt(item.question, [projected])
         ids = inputs.prompt_ids(item.question, len(kept))
@@ -266,7 +223,10 @@ def _compare_logits(
         error = float(np.abs(ours - reference.last_logits(expected)).max())
         measured.add("logits_max_abs", error)
         rows.add(tuple(np.round(ours, 3)))
-        dense = {"input_ids": ids[None], "pixel_values": inputs.images[item.image]}
+        dense: dict[str, NDArray[Any]] = {
+            "input_ids": ids[None],
+            "pixel_values": inputs.images[item.image],
+        }
         prepared.append(_Prepared(prompt, {} if number % 2 else dense))
     measured.add("other_prompt_same_logits", float(len(rows) < 2))
     return prepared
@@ -291,7 +251,3 @@ def _compare_answers(
         total += max(len(ours), len(wanted))
         different += max(len(ours), len(wanted)) - same
     measured.add("token_disagreement", different / max(total, 1))
-
-
-def _relative_l2(ours: NDArray[Any], theirs: NDArray[Any]) -> float:
-    return float(np.linalg.norm(ours - theirs) / max(float(np.linalg.norm(theirs)), 1e-12))

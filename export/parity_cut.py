@@ -8,7 +8,6 @@ the graph is checked and not only its arithmetic.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,21 +17,12 @@ from edge_atp.pruning import evit, tome
 from edge_atp.pruning.schedule import Schedule, Stage
 from edge_atp.runtime.cut_encoder import CutEncoder, has_cut
 from edge_atp.runtime.engine import Engine
+from export.gates import BOUNDARY_GAP, Measurements, jaccard_distance, relative_l2
 from export.reference import Reference
 
 Float = NDArray[np.float32]
-# As in export.parity: closer scores may be ordered either way.
-_BOUNDARY_GAP = 1e-5
 
 
-class Recorder(Protocol):
-    """Takes the measurements of gates; see ``parity.Measurements``."""
-
-    def add(self, name: str, value: float) -> None:
-        """Record one measurement of a gate."""
-
-
-@torch.inference_mode()
 def encode_with_cuts(
     reference: Reference, pixel_values: Float, schedule: Schedule
 ) -> tuple[Float, Float, NDArray[np.int64], float]:
@@ -42,23 +32,25 @@ def encode_with_cuts(
         (K, D) patch features, (K,) CLS attention of the consumed layer, (K,) int64 their places,
         and the smallest distance between a kept and a dropped score.
     """
-    tower = reference.vision_tower
-    embedded = tower.embeddings(torch.from_numpy(pixel_values))
-    x = tower.pre_layrnorm(embedded)[0]
-    place, sizes, gap = np.arange(len(x) - 1), torch.ones(len(x)), np.inf
-    row = torch.zeros(0)
-    for index in range(reference.consumed_layers):
-        layer = tower.encoder.layers[index]
-        mixed, row = _attend(layer, x, tome.log_sizes(sizes))
-        x = x + mixed
-        # The token of what left before stands last and is no patch.
-        row = row[: len(place)]
-        if (stage := schedule.at(index)) is not None:
-            x, place, sizes, distance = _cut(x, row, place, sizes, stage.num_kept)
-            gap = min(gap, distance)
-        x = x + layer.mlp(layer.layer_norm2(x))
-    features: Float = x[1 : 1 + len(place)].numpy()
-    attention: Float = row.numpy()
+    with torch.inference_mode():
+        tower = reference.vision_tower
+        embedded = tower.embeddings(torch.from_numpy(pixel_values))
+        x = tower.pre_layrnorm(embedded)[0]
+        place: NDArray[np.int64] = np.arange(len(x) - 1)
+        sizes, gap = torch.ones(len(x)), np.inf
+        row = torch.zeros(0)
+        for index in range(reference.consumed_layers):
+            layer = tower.encoder.layers[index]
+            mixed, row = _attend(layer, x, tome.log_sizes(sizes))
+            x = x + mixed
+            # The token of what left before stands last and is no patch.
+            row = row[: len(place)]
+            if (stage := schedule.at(index)) is not None:
+                x, place, sizes, distance = _cut(x, row, place, sizes, stage.num_kept)
+                gap = min(gap, distance)
+            x = x + layer.mlp(layer.layer_norm2(x))
+        features: Float = x[1 : 1 + len(place)].numpy()
+        attention: Float = row.numpy()
     return features, attention, place, gap
 
 
@@ -95,7 +87,7 @@ def _cut(
 
 
 def compare_cut(
-    reference: Reference, engine: Engine, images: Sequence[Float], measured: Recorder
+    reference: Reference, engine: Engine, images: Sequence[Float], measured: Measurements
 ) -> None:
     """Run every image through both; nothing for a directory without an encoder that cuts.
 
@@ -107,15 +99,20 @@ def compare_cut(
         return
     encoder = CutEncoder(engine.open_graph, manifest)
     schedule = Schedule(tuple(Stage(layer, kept) for layer, kept in encoder.cuts))
-    distances = []
+    distances, disjoint = [], 0
     try:
         for pixels in images:
             ours = encoder.encode(pixels)
             features, attention, place, gap = encode_with_cuts(reference, pixels, schedule)
-            common, mine, theirs = np.intersect1d(ours.place, place, return_indices=True)
-            if gap >= _BOUNDARY_GAP:
-                distances.append(1.0 - len(common) / (2 * len(place) - len(common)))
-            error = _relative_l2(ours.patch_features[mine], features[theirs])
+            assert ours.place is not None  # what ``CutEncoder`` is for
+            if gap >= BOUNDARY_GAP:
+                distances.append(jaccard_distance(ours.place, place))
+            _, mine, theirs = np.intersect1d(ours.place, place, return_indices=True)
+            if not len(mine):
+                # Nothing to compare row by row; no fault where rounding may have chosen.
+                disjoint += gap >= BOUNDARY_GAP
+                continue
+            error = relative_l2(ours.patch_features[mine], features[theirs])
             measured.add("cut_features_relative_l2", error)
             error = float(np.abs(ours.cls_attention[mine] - attention[theirs]).max())
             measured.add("cut_cls_attention_max_abs", error)
@@ -123,7 +120,5 @@ def compare_cut(
         encoder.close()
     if distances:
         measured.add("cut_jaccard_distance", float(np.mean(distances)))
-
-
-def _relative_l2(ours: Float, theirs: Float) -> float:
-    return float(np.linalg.norm(ours - theirs) / max(float(np.linalg.norm(theirs)), 1e-12))
+    if disjoint:
+        measured.add("cut_images_without_common_patch", disjoint)

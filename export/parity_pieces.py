@@ -7,7 +7,6 @@ answers ran through them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,15 +15,9 @@ from edge_atp.pruning.schedule import Schedule
 from edge_atp.runtime.engine import Engine
 from edge_atp.runtime.in_vit.base import EncoderRule, GroupView, PatchTokens
 from edge_atp.runtime.in_vit.encoder import GroupedEncoder
+from export.gates import Measurements, relative_l2
 
 Float = NDArray[np.float32]
-
-
-class Recorder(Protocol):
-    """Takes the measurements of gates; see ``parity.Measurements``."""
-
-    def add(self, name: str, value: float) -> None:
-        """Record one measurement of a gate."""
 
 
 class _Watch(EncoderRule):
@@ -44,7 +37,7 @@ def compare_groups(
     engine: Engine,
     images: Sequence[Float],
     reference_cls: Callable[[Float], Float] | None,
-    measured: Recorder,
+    measured: Measurements,
 ) -> None:
     """Run every image uncut through the groups and compare; nothing for an encoder in one graph.
 
@@ -61,16 +54,12 @@ def compare_groups(
         for pixels in images:
             whole, watch = engine.encode_image(pixels), _Watch(None, vision, None)
             pieces = encoder.encode(pixels, watch)
-            error = _relative_l2(pieces.patch_features, whole.patch_features)
+            error = relative_l2(pieces.patch_features, whole.patch_features)
             measured.add("groups_relative_l2", error)
             error = float(np.abs(watch.cls_attention - whole.cls_attention).max())
             measured.add("groups_cls_attention_max_abs", error)
             if reference_cls:
-                error = _relative_l2(encoder.cls_embed(pieces), reference_cls(pixels))
+                error = relative_l2(encoder.cls_embed(pieces), reference_cls(pixels))
                 measured.add("cls_embed_relative_l2", error)
     finally:
         encoder.close()
-
-
-def _relative_l2(ours: Float, theirs: Float) -> float:
-    return float(np.linalg.norm(ours - theirs) / max(float(np.linalg.norm(theirs)), 1e-12))

@@ -23,7 +23,12 @@ Ranges = Mapping[str, NDArray[np.float32]]
 
 # Holds at every precision: two different inputs must not give the same output.
 _DIFFER = {"other_image_same_features": 0.0, "other_prompt_same_logits": 0.0}
-_EXACT_GRAPHS = {**_DIFFER, "graph_kept_sets_differing": 0.0, "prompts_differing": 0.0}
+_EXACT_GRAPHS = {
+    **_DIFFER,
+    "graph_kept_sets_differing": 0.0,
+    "prompts_differing": 0.0,
+    "cut_images_without_common_patch": 0.0,
+}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 import edge_atp
 from edge_atp.pruning.schedule import Schedule
@@ -24,10 +25,11 @@ from export.architecture import Llava, read_llava
 from export.calibration import calibrate
 from export.checkpoint import TensorStore
 from export.dialects import load_dialect
+from export.gates import Measurements
 from export.graph import GraphBuilder
 from export.journal import Journal, fingerprint
 from export.memory import fits
-from export.parity import Measurements, require_memory, run_gates
+from export.parity import require_memory, run_gates
 from export.parity_inputs import QUESTIONS
 from export.plan import Sources, plan_graphs
 from export.precision import get_precision
@@ -217,7 +219,7 @@ def write_directory(sources: Sources, journal: Journal, progress: Progress) -> N
     m.write_manifest(folder / m.FILE_NAME, complete)
 
 
-def _embedding_table(model: Llava) -> np.ndarray:
+def _embedding_table(model: Llava) -> NDArray[Any]:
     table = model.tensors.get("llm.embed_tokens.weight")
     # NumPy files know no bfloat16; float32 holds it without loss.
     return table if table.dtype in (np.float16, np.float32) else table.astype(np.float32)

@@ -16,7 +16,7 @@ from edge_atp.evaluation.labels import Example
 from edge_atp.pipeline import Pipeline
 from edge_atp.types import Frame, PatchGrid, Query
 from export import accuracy, recipe
-from export.parity import Measurements
+from export.gates import Measurements
 from export.precision import get_precision
 from export.settings import ExportSettings
 

@@ -15,7 +15,7 @@ from edge_atp.bench.arms import plan_bench_arms
 from edge_atp.bench.dimensions import model_of, model_spec, plan_of
 from edge_atp.cli.main import main
 from edge_atp.config import PipelineConfig
-from edge_atp.errors import ConfigError, InvalidQueryError, ShapeError
+from edge_atp.errors import ArtifactError, ConfigError, InvalidQueryError, ShapeError
 from edge_atp.evaluation.arms import Arm, plan_arms
 from edge_atp.flops import account
 from edge_atp.pipeline import Pipeline
@@ -25,11 +25,13 @@ from edge_atp.runtime.engine import Engine
 from edge_atp.runtime.model_dir import ModelDirectory
 from edge_atp.runtime.profiles import is_executed
 from edge_atp.types import Frame, LayerCut, Policy, PruneSpec, Query, VisualSignals
-from export import recipe
+from export import parity_cut, recipe
 from export.architecture import read_llava
 from export.dialects import load_dialect
+from export.gates import Measurements
 from export.graph import GraphBuilder
 from export.parity_cut import compare_cut, encode_with_cuts
+from export.precision import get_precision
 from export.reference import Reference
 from export.settings import ExportSettings
 from export.tensorrt.support import PARSERS, lint
@@ -127,19 +129,41 @@ def test_a_tensorrt_reads_the_graph(deep: Path, tmp_path: Path, dialect: str) ->
 
 def test_the_gate_sees_another_rule(deep: Path, cutting: Pipeline, pixels: np.ndarray) -> None:
     """Agreement would prove nothing if a graph with other cuts passed as well."""
-    reference, measured = Reference(deep, None), {}
-
-    class Worst:
-        def add(self, name: str, value: float) -> None:
-            measured[name] = max(value, measured.get(name, 0.0))
-
-    compare_cut(reference, cutting.engine, [pixels], Worst())
-    assert measured["cut_features_relative_l2"] < 1e-4
+    reference, measured = Reference(deep, None), Measurements({})
+    compare_cut(reference, cutting.engine, [pixels], measured)
+    assert measured.as_json()["cut_features_relative_l2"]["value"] < 1e-4
     right = encode_with_cuts(reference, pixels, SCHEDULE)
     for other in (Schedule((Stage(1, 7),)), Schedule((Stage(0, 7),))):
         features, _, place, _ = encode_with_cuts(reference, pixels, other)
         same = place.tolist() == right[2].tolist()
         assert not same or np.abs(features - right[0]).max() > 1e-3
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_an_encoder_that_keeps_none_of_the_right_patches_fails_its_gate(
+    deep: Path,
+    cutting: Pipeline,
+    encoder: CutEncoder,
+    pixels: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+) -> None:
+    reference = Reference(deep, None)
+    images = [pixels, -pixels, 2 * pixels]
+    places = [np.setdiff1d(np.arange(PATCHES), encoder.encode(i).place)[:7] for i in images]
+    gaps = [1e-2, 1e-2, 1e-7]  # of the third, rounding may have chosen
+    others = iter(zip(places, gaps, strict=True))
+
+    def elsewhere(*given: Any) -> tuple[Any, ...]:
+        features, attention, _, _ = encode_with_cuts(*given)
+        return features, attention, *next(others)
+
+    monkeypatch.setattr(parity_cut, "encode_with_cuts", elsewhere)
+    measured = Measurements(get_precision(precision, "ort-gqa").limits)
+    compare_cut(reference, cutting.engine, images, measured)
+    said = r"cut_jaccard_distance is 1, .*cut_images_without_common_patch is 2, limit 0"
+    with pytest.raises(ArtifactError, match=said):
+        measured.require()
 
 
 def test_without_cuts_the_reference_is_the_original(deep: Path, pixels: np.ndarray) -> None:
