@@ -38,7 +38,7 @@ lint: setup-test ## ruff, the import rules, the Dockerfiles
 	$(BIN)/lint-imports
 	if [ -x $(BIN)/hadolint ]; then $(BIN)/hadolint docker/*.Dockerfile; fi
 
-typecheck: setup-test ## mypy, strict on the core
+typecheck: setup-test ## mypy, strict on the core and the exporter
 	$(BIN)/mypy
 
 format: setup-test ## let ruff fix and format the code

@@ -106,7 +106,8 @@ class _ObservedModel:
         kept = max(1, round(count * manifest.selection.keep_ratio))
         for number, ids in enumerate(prompt.token_ids):
             indices = np.arange(count) if number % 2 else np.linspace(0, count - 1, kept).round()
-            feed = {"patch_features": features, "kept_indices": indices.astype(np.int64)}
+            feed: dict[str, NDArray[Any]] = {"patch_features": features}
+            feed["kept_indices"] = indices.astype(np.int64)
             image = self._run("project", feed)[0]
             place = int(np.flatnonzero(ids == self._image_token)[0])
             parts = [self._embed(ids[:place]), image, self._embed(ids[place + 1 :])]

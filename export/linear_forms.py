@@ -252,5 +252,5 @@ def pack_blocks(
     top = (1 << bits) - 1
     codes = np.clip(np.round(groups / scale) + zero_point, 0, top).astype(np.uint8)
     if bits == 4:
-        codes = codes[..., 0::2] | (codes[..., 1::2] << 4)
+        codes = codes[..., 0::2] | (codes[..., 1::2] << np.uint8(4))
     return codes, scale.reshape(-1)

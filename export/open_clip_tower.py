@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
+from numpy.typing import NDArray
 from open_clip import tokenizer as open_clip_tokenizer
 from safetensors.numpy import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -72,8 +73,8 @@ def read_open_clip(name: str) -> TextTower:
         activation="quick_gelu" if quick else "gelu",
         norm_eps=1e-5,
         embed_dim=int(config["embed_dim"]),
-        bos_token_id=tokenizer.token_to_id(_START),
-        eos_token_id=tokenizer.token_to_id(_END),
+        bos_token_id=_token_id(tokenizer, _START),
+        eos_token_id=_token_id(tokenizer, _END),
         tensors=tensors,
         visual_projection=tensors.get("visual_projection.weight"),
         tokenizer=folder / "tokenizer.json",
@@ -93,7 +94,7 @@ def _reference(model: Any) -> Callable[[Any], Any]:
     return encode
 
 
-def _renamed(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _renamed(state: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """open_clip's tensors under the names of transformers' CLIPTextModelWithProjection."""
     named = {
         "text_model.embeddings.token_embedding.weight": state["token_embedding.weight"],
@@ -150,6 +151,13 @@ def build_tokenizer() -> Tokenizer:
     tokenizer.add_special_tokens([_START, _END])
     tokenizer.post_processor = TemplateProcessing(single=f"{_START} $A {_END}", special_tokens=ids)
     return tokenizer
+
+
+def _token_id(tokenizer: Tokenizer, token: str) -> int:
+    """Id of a token that ``build_tokenizer`` added itself."""
+    number = tokenizer.token_to_id(token)
+    assert number is not None
+    return number
 
 
 def _merges() -> list[tuple[str, str]]:

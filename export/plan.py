@@ -120,24 +120,29 @@ def _cut_graph(sources: Sources) -> PlannedGraph:
 def _group_graphs(sources: Sources) -> list[PlannedGraph]:
     """``vision_group.<i>`` of vision_groups layers each, ``vision_tail`` and ``vision_cls``."""
     model, tower, settings = sources.model, sources.tower, sources.settings
-    shared = {"tensors": model.tensors, "config": model.vision, "dialect": settings.dialect}
-    bounds = group_bounds(model.vision, settings.vision_groups)
+    tensors, config, dialect = model.tensors, model.vision, settings.dialect
+    bounds = group_bounds(config, settings.vision_groups)
     last = bounds[-1][1] - 1
-    per_layer = model.tensors.num_bytes("vision.encoder.layers.0.")
-    graphs = [
-        PlannedGraph(
-            f"vision_group.{number}",
-            "vision",
-            partial(emit_group, first=first, end=end, **shared),
-            per_layer * (end - first),
+    per_layer = tensors.num_bytes("vision.encoder.layers.0.")
+    graphs = []
+    for number, (first, end) in enumerate(bounds):
+        group = partial(
+            emit_group, tensors=tensors, config=config, dialect=dialect, first=first, end=end
         )
-        for number, (first, end) in enumerate(bounds)
-    ]
-    tail = partial(emit_tail, last=last, **shared)
+        size = per_layer * (end - first)
+        graphs.append(PlannedGraph(f"vision_group.{number}", "vision", group, size))
+    tail = partial(emit_tail, tensors=tensors, config=config, dialect=dialect, last=last)
     graphs.append(PlannedGraph("vision_tail", "vision", tail, per_layer))
     if tower:
-        cls = partial(emit_cls, first=last + 1, visual_projection=tower.visual_projection, **shared)
-        rest = per_layer * (model.vision.layers - last - 1)
+        cls = partial(
+            emit_cls,
+            tensors=tensors,
+            config=config,
+            dialect=dialect,
+            first=last + 1,
+            visual_projection=tower.visual_projection,
+        )
+        rest = per_layer * (config.layers - last - 1)
         graphs.append(PlannedGraph("vision_cls", "vision", cls, rest))
     return graphs
 

@@ -11,9 +11,10 @@ mix the values, computed once. ``vision.onnx``, which cuts nothing, keeps its fu
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import TensorProto
 
 from export.architecture import VisionConfig
@@ -103,7 +104,7 @@ def emit_cls(
     *,
     dialect: str,
     first: int,
-    visual_projection: np.ndarray,
+    visual_projection: NDArray[Any],
 ) -> None:
     """Emit layers ``first`` to the last, post-layernorm and projection, of the CLS token.
 

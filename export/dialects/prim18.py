@@ -44,8 +44,7 @@ class Form(Dialect):
         dim, groups = config.head_dim, config.heads // config.kv_heads
         query = self._rotate(self._heads(q, config.heads), self._rotations, f"queries.{layer}")
         if self.expose_queries:
-            shape = [1, config.heads, "tokens", dim]
-            graph.output(query, query, TensorProto.FLOAT, shape)
+            graph.output(query, query, TensorProto.FLOAT, [1, config.heads, "tokens", dim])
         query = graph.node("Mul", query, graph.scalar(dim**-0.5))
         query = graph.node("Reshape", query, graph.ints(1, config.kv_heads, groups, -1, dim))
         key = self._extend(

@@ -11,6 +11,7 @@ from typing import ClassVar
 from onnx import TensorProto
 
 from export.dialects.base import Dialect
+from export.graph import Shape
 from export.rope import cos_sin_tables
 
 
@@ -34,7 +35,7 @@ class Form(Dialect):
         graph, config = self.graph, self.config
         query = self._rotate(self._heads(q, config.heads), f"queries.{layer}")
         if self.expose_queries:
-            shape = [1, config.heads, "tokens", config.head_dim]
+            shape: Shape = [1, config.heads, "tokens", config.head_dim]
             graph.output(query, query, TensorProto.FLOAT, shape)
         keys = self._rotate(self._heads(k, config.kv_heads), f"rotated_keys.{layer}")
         key = self._store(layer, "key", keys)
