@@ -60,6 +60,22 @@ def test_backend_failure_is_an_inference_error(engine: Engine) -> None:
         session.run({"patch_features": np.zeros((1, 2, 3), np.float32)})
 
 
+def test_an_error_of_our_own_is_passed_on_as_it_is(engine: Engine) -> None:
+    session = engine.open_graph("decoder")
+    pixels = {"pixel_values": np.zeros((1, 3, 28, 28), np.float32)}
+    state = session.allocate_state({}, (1,), np.float32)
+    carry = session.allocate_carry({}, (1, 1, 1, 1), np.float32)
+    session.close()
+    for run in (
+        lambda: session.run(pixels),
+        lambda: session.run_in_place(pixels, state, ()),
+        lambda: session.run_carrying(pixels, carry, ()),
+    ):
+        with pytest.raises(InferenceError) as caught:
+            run()
+        assert str(caught.value) == "the session was closed"
+
+
 @pytest.mark.parametrize(
     "error",
     [MemoryError("x"), RuntimeError("Failed to allocate memory for requested buffer of size 9")],

@@ -181,8 +181,9 @@ class OrtSession:
     ) -> Arrays:
         """Run the graph; returns ``outputs`` by name, None for every output."""
         names = self._outputs if outputs is None else outputs
+        session = self._sessions.covering(inputs)
         try:
-            results = self._sessions.covering(inputs).run(list(names), dict(inputs))
+            results = session.run(list(names), dict(inputs))
         except Exception as error:
             raise _inference_error(error) from error
         return dict(zip(names, results, strict=True))
@@ -201,10 +202,10 @@ class OrtSession:
         self, inputs: Mapping[str, NDArray[Any]], state: OrtState, outputs: tuple[str, ...]
     ) -> Arrays:
         """Run with ``state`` bound to its inputs and outputs; returns ``outputs`` by name."""
+        session = self._sessions.covering(inputs)
         try:
             if self._fixed:
                 return self._fixed.run(inputs, state, outputs)
-            session = self._sessions.covering(inputs)
             key = (id(session), outputs)
             binding = state.bindings.get(key) or self._bind(session, state)
             state.bindings[key] = binding
@@ -232,8 +233,8 @@ class OrtSession:
         self, inputs: Mapping[str, NDArray[Any]], carry: OrtCarry, outputs: tuple[str, ...]
     ) -> Arrays:
         """Run with the carried values; their successors stay on the device."""
+        session = self._sessions.covering(inputs)
         try:
-            session = self._sessions.covering(inputs)
             binding = session.io_binding()
             for name, array in inputs.items():
                 binding.bind_cpu_input(name, array)
