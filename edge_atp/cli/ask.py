@@ -1,10 +1,10 @@
 """Answer a question about an image file, or about several.
 
 examples:
-  edge-atp ask cell.jpg "what is on the middle shelf, slot 3?"
-  edge-atp ask cell.jpg "where is the red box?" --keep-ratio 0.25 --overlay kept.png
-  edge-atp ask cell.jpg "how many boxes are there?" --method none      # dense, nothing pruned
-  edge-atp ask cell.jpg "where is the red box?" --latency-budget-ms 40 # as many as 40 ms allow
+  edge-atp ask docs/cell.jpg "what is on the middle shelf, slot 3?"
+  edge-atp ask docs/cell.jpg "where is the red box?" --keep-ratio 0.25 --overlay kept.png
+  edge-atp ask docs/cell.jpg "how many boxes are there?" --method none   # dense
+  edge-atp ask docs/cell.jpg "where is the red box?" --latency-budget-ms 40  # K by time
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from edge_atp.cli.arguments import add_json, add_longest, add_method, add_model
+from edge_atp.cli.console import engine_line
 from edge_atp.config import PipelineConfig
 from edge_atp.errors import ImageError, InvalidQueryError
 from edge_atp.mask import overlay
@@ -109,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
         )
     )
     try:
-        engine = f"{pipeline.engine.backend} ({pipeline.engine.backend_reason})"
+        engine = engine_line(pipeline.engine)
         for number, text in enumerate([args.question, *args.then]):
             answer = pipeline.answer(replace(query, text=text), [] if number else frames)
             if args.overlay and not number:
@@ -210,6 +211,6 @@ def _print(answer: Answer, engine: str, overlay_path: Path | None) -> None:
     if answer.cuts:
         left = ", ".join(f"{cut.part} layer {cut.layer}: {cut.num_kept}" for cut in answer.cuts)
         console.print(f"[dim]left by {left}; KV cache {answer.kv_bytes / 1e6:.2f} MB[/dim]")
-    console.print(f"[dim]{engine}[/dim]", soft_wrap=True)
+    console.print(f"[dim]{engine}[/dim]")
     if overlay_path:
         console.print(f"[dim]kept patches: {overlay_path}[/dim]")

@@ -1,8 +1,13 @@
-"""The console of commands that print wide tables."""
+"""The console of commands that print wide tables, and the line that says what answered."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.console import Console
+
+if TYPE_CHECKING:  # `flops` prints without an engine
+    from edge_atp.runtime.engine import Engine
 
 _FILE_WIDTH = 140
 
@@ -13,3 +18,12 @@ def table_console() -> Console:
     if not console.is_terminal:
         console.width = max(console.width, _FILE_WIDTH)
     return console
+
+
+def engine_line(engine: Engine) -> str:
+    """Which model in which precision ran on which backend; ``edge-atp info`` prints the reasons."""
+    manifest = engine.directory.manifest
+    return (
+        f"{manifest.model_id}, {manifest.precision.compute} on {engine.backend}"
+        " (`edge-atp info` says why)"
+    )

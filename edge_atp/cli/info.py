@@ -19,8 +19,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from edge_atp.cli.arguments import DEFAULT_MODEL, MODEL_HELP, add_backend, add_json
+from edge_atp.errors import BackendUnavailableError
 from edge_atp.pipeline import runnable_methods
-from edge_atp.runtime import golden
+from edge_atp.runtime import golden, sessions
 from edge_atp.runtime.cut_encoder import has_cut
 from edge_atp.runtime.engine import Engine
 from edge_atp.runtime.find_model import find_model
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(asdict(directory.manifest), default=str, indent=2))
         return 0
-    _print(directory, found.reason)
+    _print(directory, found.reason, _backend_of(directory.manifest, args.engine))
     return _verify(directory, args.engine, args.threads) if args.verify else 0
 
 
@@ -65,7 +66,16 @@ def _verify(directory: ModelDirectory, backend: str, num_threads: int) -> int:
     return 0 if report.passed else 1
 
 
-def _print(directory: ModelDirectory, reason: str) -> None:
+def _backend_of(manifest: Manifest, backend: str) -> str:
+    """What would run the model here, and why."""
+    try:
+        name, reason = sessions.choose_for(manifest, backend)
+    except BackendUnavailableError as error:
+        return f"nothing ({error})"
+    return f"{name} ({reason})"
+
+
+def _print(directory: ModelDirectory, reason: str, backend: str) -> None:
     console = Console(highlight=False)
     manifest = directory.manifest
     vision, llm, selection = manifest.vision, manifest.llm, manifest.selection
@@ -73,6 +83,7 @@ def _print(directory: ModelDirectory, reason: str) -> None:
     console.print(f"[bold]{manifest.model_id}[/bold]  {directory.path}")
     if reason:
         console.print(f"[dim]{escape(reason)}[/dim]", soft_wrap=True)
+    console.print(f"[dim]this machine: {escape(backend)}[/dim]", soft_wrap=True)
     precision = manifest.precision
     console.print(
         f"precision: {precision.compute}, runs on"

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -35,10 +36,15 @@ def test_ask_prints_json_and_writes_an_overlay(picture, tmp_path):
     assert shown.shape[0] > 480  # the caption stands below the picture
 
 
-def test_ask_prints_the_answer_for_a_person(picture):
-    done = edge_atp("ask", picture, "what is the gripper holding?", "--method", "none")
+def test_ask_prints_the_answer_for_a_person():
+    """The README's first question, about the picture that lies beside it."""
+    picture = Path(__file__).parents[2] / "docs" / "cell.jpg"
+    done = edge_atp("ask", picture, "what is on the middle shelf, slot 3?", "--method", "none")
     assert done.returncode == 0, done.stderr
-    assert "kept 256/256 visual tokens" in done.stdout.replace("\n", " ")
+    answer, kept, *_, engine = done.stdout.splitlines()
+    assert answer == "red drum"
+    assert "kept 256/256 visual tokens" in kept
+    assert engine.startswith("warehouse_tiny, ")
 
 
 def test_choices_several_images_and_a_question_that_follows(picture, tmp_path):
