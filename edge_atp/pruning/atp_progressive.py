@@ -16,7 +16,7 @@ from array_api_compat import array_namespace, device
 from edge_atp.errors import ConfigError, ShapeError
 from edge_atp.pruning.atp import fuse
 from edge_atp.pruning.base import InModelPruner, kept_from_order
-from edge_atp.pruning.ops import as_float32, top_k
+from edge_atp.pruning.ops import as_float32, best, mean_over, require_finite, snap
 from edge_atp.pruning.schedule import Schedule, constant_ratio, from_ratios
 from edge_atp.types import Array, Selection
 
@@ -31,7 +31,9 @@ def importance(text_rows: Array, visual_rows: Array, alpha: float, causal: bool 
         causal: token j is visible to N - j queries only, and its saliency is the mean over those;
             over all queries, early patches would win by position. False for full attention.
     Returns:
-        (N,) float32 in [0, 1].
+        (N,) float64 in [0, 1].
+    Raises:
+        ShapeError: the two blocks differ in N, or are not finite.
     """
     if text_rows.shape[-1] != visual_rows.shape[-1]:
         raise ShapeError(
@@ -39,19 +41,26 @@ def importance(text_rows: Array, visual_rows: Array, alpha: float, causal: bool 
             " end in the same number of visual tokens"
         )
     xp = array_namespace(text_rows, visual_rows)
-    relevance = xp.mean(as_float32(text_rows), axis=(0, 1))
-    saliency = xp.mean(as_float32(visual_rows), axis=(0, 1))
+    relevance = mean_over(text_rows, (0, 1))
+    saliency = mean_over(visual_rows, (0, 1))
     if causal:
         num = saliency.shape[0]
-        position = xp.arange(num, dtype=xp.float32, device=device(saliency))
-        saliency = saliency * (num / (num - position))
-    return fuse(relevance, saliency, alpha)
+        position = xp.arange(num, dtype=xp.float64, device=device(saliency))
+        saliency = saliency * num / (num - position)
+    require_finite("text_rows", relevance)
+    require_finite("visual_rows", saliency)
+    # Snapped: min-max would stretch the rounding errors of a constant to the whole range.
+    return snap(fuse(snap(relevance), snap(saliency), alpha))
 
 
 def rank(text_rows: Array, visual_rows: Array, num_kept: int, alpha: float) -> Selection:
-    """Keep the ``num_kept`` most important of N visual tokens; shapes as in ``importance``."""
+    """Keep the ``num_kept`` most important of N visual tokens; shapes as in ``importance``.
+
+    Raises:
+        ShapeError: K is out of [1, N], or the attention is not finite.
+    """
     scores = importance(text_rows, visual_rows, alpha)
-    return kept_from_order(top_k(scores, num_kept), scores)
+    return kept_from_order(best("attention", scores, num_kept), as_float32(scores))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from array_api_compat import array_namespace
 
 from edge_atp.errors import ShapeError
-from edge_atp.pruning.ops import as_float32, softmax
+from edge_atp.pruning.ops import as_float32, mean_over, softmax
 from edge_atp.types import Array
 
 
@@ -47,6 +47,5 @@ def attention_rows(
 
 
 def received(attention: Array) -> Array:
-    """Mean attention each token receives: (heads, n, n) -> (n,), the saliency without a CLS."""
-    xp = array_namespace(attention)
-    return xp.mean(as_float32(attention), axis=(0, 1))
+    """Mean attention each token receives: (heads, n, n) -> (n,) float32, saliency without CLS."""
+    return as_float32(mean_over(attention, (0, 1)))

@@ -14,9 +14,9 @@ from typing import ClassVar
 
 from array_api_compat import array_namespace
 
-from edge_atp.errors import ConfigError
+from edge_atp.errors import ConfigError, ShapeError
 from edge_atp.pruning.base import InModelPruner
-from edge_atp.pruning.ops import as_float32, head_mean, top_k
+from edge_atp.pruning.ops import as_float32, best, head_mean
 from edge_atp.pruning.schedule import Schedule, Stage, constant_ratio
 from edge_atp.types import Array
 
@@ -47,10 +47,14 @@ def split(cls_attention: Array, num_kept: int) -> Split:
     Args:
         cls_attention: (heads, N) or (N,), without the CLS column.
         num_kept: K in [1, N].
+    Raises:
+        ShapeError: K is out of range, or the attention is not finite.
     """
     scores = head_mean(cls_attention)
     xp = array_namespace(scores)
-    ranking = top_k(scores, scores.shape[0])
+    if not 1 <= num_kept <= scores.shape[0]:
+        raise ShapeError(f"num_kept is {num_kept}; it must be in [1, {scores.shape[0]}]")
+    ranking = best("cls_attention", scores, scores.shape[0])
     return Split(xp.sort(ranking[:num_kept]), xp.sort(ranking[num_kept:]), scores)
 
 

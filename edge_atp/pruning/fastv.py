@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from edge_atp.errors import ConfigError
 from edge_atp.pruning.base import InModelPruner, kept_from_order
-from edge_atp.pruning.ops import head_mean, top_k
+from edge_atp.pruning.ops import best, head_mean
 from edge_atp.pruning.schedule import Schedule, Stage
 from edge_atp.types import Array, Selection
 
@@ -28,9 +28,11 @@ def rank(last_row: Array, num_kept: int) -> Selection:
         last_row: (heads, N) attention of the last prompt token in layer k - 1, visual columns of
             a softmax over the whole prompt.
         num_kept: K in [1, N].
+    Raises:
+        ShapeError: K is out of range, or the row is not finite.
     """
     scores = head_mean(last_row)
-    return kept_from_order(top_k(scores, num_kept), scores)
+    return kept_from_order(best("last_row", scores, num_kept), scores)
 
 
 @dataclass(frozen=True)

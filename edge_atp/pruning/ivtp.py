@@ -21,7 +21,7 @@ from array_api_compat import array_namespace, device
 
 from edge_atp.errors import ConfigError, ShapeError
 from edge_atp.pruning.base import InModelPruner, kept_from_order
-from edge_atp.pruning.ops import as_float32, cosine, top_k
+from edge_atp.pruning.ops import as_float32, best, cosine, mean_over, require_finite, snap
 from edge_atp.pruning.schedule import Schedule, constant_ratio
 from edge_atp.types import Array, Selection
 
@@ -39,7 +39,7 @@ def rollout_row(attentions: Sequence[Array], row: int) -> Array:
             heads.
         row: index of the CLS (or pseudo-CLS) token.
     Returns:
-        (n,) float32: row of R with R = A_1, then R = (A_l + I) R. The first layer has no identity
+        (n,) float64: row of R with R = A_1, then R = (A_l + I) R. The first layer has no identity
         (eq. 3 as printed), and rows are not normalised, which changes no ranking.
 
     Multiplying from the left keeps one row instead of n: vector-matrix products only.
@@ -48,7 +48,7 @@ def rollout_row(attentions: Sequence[Array], row: int) -> Array:
         raise ShapeError("a rollout needs the attention of at least one layer")
     xp = array_namespace(*attentions)
     first, *rest = (_mean_heads(attention) for attention in attentions)
-    current = xp.zeros(first.shape[0], dtype=xp.float32, device=device(first))
+    current = xp.zeros(first.shape[0], dtype=xp.float64, device=device(first))
     current[row] = 1.0
     for attention in reversed(rest):
         current = current @ attention + current
@@ -62,13 +62,17 @@ def importance(rollout: Array, values: Array) -> Array:
         rollout: (n,) row of the rollout.
         values: (n, dv) or (heads, n, dv) value vectors of the group's last layer.
     Returns:
-        (n,) float32 that sums to 1, or zeros where every product is 0.
+        (n,) float64 that sums to 1, or zeros where every product is 0.
+    Raises:
+        ShapeError: a product is not finite.
     """
     xp = array_namespace(rollout, values)
-    values = as_float32(values)
+    values = xp.astype(values, xp.float64)
     squares = xp.vecdot(values, values)
     lengths = xp.sqrt(squares if values.ndim == 2 else xp.sum(squares, axis=0))
-    weighted = as_float32(rollout) * lengths
+    weighted = xp.astype(rollout, xp.float64) * lengths
+    require_finite("attention or values", weighted)
+    weighted = snap(weighted)
     total = xp.sum(weighted)
     return weighted if float(total) == 0.0 else weighted / total
 
@@ -85,11 +89,13 @@ def rank(
         num_kept: K in [1, N].
     Returns:
         Selection of indices into ``visual``; ``scores`` sum to 1 over the visual tokens.
+    Raises:
+        ShapeError: K is out of range, or the attention or the values are not finite.
     """
     xp = array_namespace(values)
     row_of_visual = xp.take(rollout_row(attentions, row), visual)
     scores = importance(row_of_visual, xp.take(values, visual, axis=values.ndim - 2))
-    return kept_from_order(top_k(scores, num_kept), scores)
+    return kept_from_order(best("attention or values", scores, num_kept), as_float32(scores))
 
 
 def text_relevance(clip_text_tokens: Array, visual_cls: Array) -> Array:
@@ -214,6 +220,7 @@ class Method(InModelPruner):
 
 
 def _mean_heads(attention: Array) -> Array:
-    attention = as_float32(attention)
+    if attention.ndim == 3:
+        return mean_over(attention, 0)
     xp = array_namespace(attention)
-    return xp.mean(attention, axis=0) if attention.ndim == 3 else attention
+    return xp.astype(attention, xp.float64)

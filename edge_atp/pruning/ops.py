@@ -94,6 +94,18 @@ def top_k(scores: Array, k: int) -> Array:
     return xp.astype(order[:k], xp.int64, copy=False)
 
 
+def best(name: str, scores: Array, num_kept: int) -> Array:
+    """``top_k`` where nothing has checked the input yet.
+
+    Raises:
+        ShapeError: K is out of [1, N], or a score is not finite; ``name`` is what it comes from.
+    """
+    if not 1 <= num_kept <= scores.shape[0]:
+        raise ShapeError(f"num_kept is {num_kept}; it must be in [1, {scores.shape[0]}]")
+    require_finite(name, scores)
+    return top_k(scores, num_kept)
+
+
 def min_max(scores: Array) -> Array:
     """Scale (N,) linearly to [0, 1]; a constant input becomes zeros."""
     xp = namespace(scores)
@@ -128,11 +140,19 @@ def as_float32(values: Array) -> Array:
 
 def head_mean(attention: Array) -> Array:
     """Mean over heads: (heads, N) or (N,) -> (N,) float32."""
-    attention = as_float32(attention)
-    if attention.ndim == 1:
-        return attention
-    xp = namespace(attention)
-    return xp.mean(attention, axis=0)
+    return as_float32(attention if attention.ndim == 1 else mean_over(attention, 0))
+
+
+def mean_over(values: Array, axis: int | tuple[int, ...]) -> Array:
+    """Mean over some axes, in float64.
+
+    float64 has 29 bits to spare for sums of float32 values, so tokens with the same values have the
+    same mean in whatever order a backend (or the tail of its vector loop) adds them.
+    """
+    xp = namespace(values)
+    axes = (axis,) if isinstance(axis, int) else axis
+    count = math.prod(values.shape[i] for i in axes)
+    return xp.sum(values, axis=axis, dtype=xp.float64) / count
 
 
 def softmax(logits: Array, overwrite: bool = False) -> Array:

@@ -16,7 +16,7 @@ from array_api_compat import array_namespace, device
 
 from edge_atp.errors import ConfigError
 from edge_atp.pruning.base import InModelPruner
-from edge_atp.pruning.ops import as_float32, top_k
+from edge_atp.pruning.ops import as_float32, require_finite, top_k
 from edge_atp.pruning.schedule import Schedule, Stage
 from edge_atp.pruning.similarity import cosine_cross
 from edge_atp.types import Array
@@ -50,6 +50,8 @@ def match(keys: Array, num_merged: int, has_cls: bool = True) -> Matching:
         has_cls: token 0 never merges.
     Returns:
         Matching. Ties go to the lower even token, and to the lower odd target.
+    Raises:
+        ShapeError: a key is not finite.
     """
     xp = array_namespace(keys)
     num = keys.shape[0]
@@ -58,6 +60,7 @@ def match(keys: Array, num_merged: int, has_cls: bool = True) -> Matching:
     even, odd = index[::2], index[1::2]
     if count == 0:
         return Matching(even[:0], even[:0], index)
+    require_finite("keys", keys)
     similarity = cosine_cross(keys[::2, :], keys[1::2, :])
     best = xp.max(similarity, axis=1)
     if has_cls:

@@ -32,6 +32,18 @@ def test_under_a_causal_mask_position_gives_no_advantage() -> None:
     np.testing.assert_allclose(fair, [1, (5 / 12 - 1 / 3) / (11 / 18 - 1 / 3), 0], atol=1e-6)
 
 
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_constant_attention_scores_zero(backend: str) -> None:
+    # Sums over 26, 25, ... 1 queries of the same value; min-max must not stretch their rounding.
+    text = np.full((3, 2, 26), 1 / 26, np.float32)
+    visual = np.tril(np.full((3, 26, 26), 1 / 26, np.float32))
+    if backend == "torch":
+        torch = pytest.importorskip("torch")
+        text, visual = torch.from_numpy(text), torch.from_numpy(visual)
+    assert importance(text, visual, 0.5).tolist() == [0.0] * 26
+    assert rank(text, visual, 3, 0.5).order.tolist() == [0, 1, 2]
+
+
 def test_rank_keeps_the_best() -> None:
     assert rank(TEXT_ROWS, FULL, 2, alpha=1.0).order.tolist() == [2, 1]
 

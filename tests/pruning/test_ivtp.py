@@ -56,6 +56,18 @@ def test_importance_by_hand() -> None:
 
 
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_constant_attention_keeps_the_lowest_indices(backend: str) -> None:
+    # Blocked matrix products add the columns of a tail in another order.
+    attentions = [np.full((57, 57), 1 / 57, np.float32)] * 3
+    values, visual = np.full((57, 5), 0.3, np.float32), np.arange(2, 57)
+    if backend == "torch":
+        torch = pytest.importorskip("torch")
+        attentions = [torch.from_numpy(a) for a in attentions]
+        values, visual = torch.from_numpy(values), torch.from_numpy(visual)
+    assert rank(attentions, values, 0, visual, 4).order.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
 def test_rank_scores_the_visual_tokens_only(backend: str) -> None:
     attentions, values = random_attention(2), np.ones((7, 4), np.float32)
     visual = np.array([1, 2, 4, 5])

@@ -109,10 +109,13 @@ def cls_rows(heads: Heads) -> Tensor:
 
 
 def received_rows(queries: Tensor, keys: Tensor) -> Tensor:
-    """Mean attention each token receives: (heads, n, d) -> (heads, n) float32."""
+    """Mean attention each token receives: (heads, n, d) -> (heads, n) float32.
+
+    Summed in float64, so that tokens with equal columns have equal means in any order of summation.
+    """
     count = queries.shape[1]
     total = sum(
-        attention_rows(queries[:, start : start + _CHUNK], keys).sum(1)
+        attention_rows(queries[:, start : start + _CHUNK], keys).sum(1, dtype=torch.float64)
         for start in range(0, count, _CHUNK)
     )
-    return total / count
+    return (total / count).float()
