@@ -17,9 +17,13 @@ from array_api_compat import array_namespace, device
 
 from edge_atp.errors import ConfigError, ShapeError
 from edge_atp.pruning.base import InModelPruner, kept_from_order
-from edge_atp.pruning.ops import as_float32, softmax, top_k
+from edge_atp.pruning.ops import as_float32, best, mean_over, snap, softmax, top_k
 from edge_atp.pruning.schedule import Schedule, constant_ratio, from_ratios
+from edge_atp.pruning.similarity import lowest_twin
 from edge_atp.types import Array, Selection
+
+# Rounding of a mean of float64 softmax rows, far above: it must not put a token above the mean.
+ROUNDING = 1e-12
 
 
 def raters(visual: Array, text: Array) -> Array:
@@ -35,8 +39,9 @@ def raters(visual: Array, text: Array) -> Array:
     if visual.shape[1] != text.shape[1]:
         raise ShapeError(f"visual is {visual.shape[1]} wide and text {text.shape[1]}")
     xp = array_namespace(visual, text)
-    relevance = xp.mean(softmax(as_float32(visual) @ as_float32(text).T), axis=0)
-    above = xp.nonzero(relevance > xp.mean(relevance))[0]
+    logits = xp.astype(visual, xp.float64) @ xp.astype(text, xp.float64).T
+    relevance = mean_over(softmax(logits), 0)
+    above = xp.nonzero(relevance > xp.mean(relevance) * (1.0 + ROUNDING))[0]
     if above.shape[0] == 0:
         above = xp.arange(text.shape[0], device=device(text))
     return xp.astype(above, xp.int64)
@@ -48,9 +53,11 @@ def rank(rater_rows: Array, num_kept: int) -> Selection:
     Args:
         rater_rows: (heads, T', N) attention of the raters to the visual tokens.
         num_kept: K in [1, N].
+    Raises:
+        ShapeError: K is out of range, or the rows are not finite.
     """
-    scores = _mean_rows(rater_rows)
-    return kept_from_order(top_k(scores, num_kept), scores)
+    scores = as_float32(mean_over(rater_rows, (0, 1)))
+    return kept_from_order(best("rater_rows", scores, num_kept), scores)
 
 
 def keep_count(rater_rows: Array, scale: float = 1.0, minimum: int = 1) -> int:
@@ -62,7 +69,8 @@ def keep_count(rater_rows: Array, scale: float = 1.0, minimum: int = 1) -> int:
         minimum: tokens kept in any case.
     """
     xp = array_namespace(rater_rows)
-    matrix = xp.mean(as_float32(rater_rows), axis=0)
+    # The rank of the attention as it was computed, in float32: the tolerance follows the dtype.
+    matrix = as_float32(mean_over(rater_rows, 0))
     num = matrix.shape[1]
     redundant = num - int(xp.linalg.matrix_rank(matrix))
     return int(min(num, max(minimum, num - math.floor(scale * redundant))))
@@ -97,35 +105,55 @@ def merge_clusters(tokens: Array, num_clusters: int) -> Array:
         tokens: (n, H).
         num_clusters: C in [1, n].
     Returns:
-        (C, H) in the dtype of ``tokens``, clusters in the order of their centres. Equal densities
-        count the lower index as denser (the published code adds noise instead).
+        (C, H) in the dtype of ``tokens``, clusters in the order of their centres. Density is
+        exp(-mean squared distance); of equal ones the lower index counts as denser (the published
+        code adds noise instead).
     Source: Rodriguez and Laio, "Clustering by Fast Search and Find of Density Peaks"; distances
     are divided by sqrt(H). The paper's text sums a cluster, its code averages; this averages,
     which keeps the token's scale.
     """
     xp = array_namespace(tokens)
-    values = as_float32(tokens)
-    num, width = values.shape
+    values = xp.astype(tokens, xp.float64)
+    num = values.shape[0]
     where = device(values)
-    squares = xp.vecdot(values, values)
-    squared = squares[:, None] + squares[None, :] - 2.0 * (values @ values.T)
+    squared = _squared_distances(values) / values.shape[1]
     index = xp.arange(num, dtype=xp.int64, device=where)
-    itself = index[:, None] == index[None, :]
-    squared = xp.where(itself | (squared < 0), xp.zeros_like(squared), squared) / width
-    density = xp.exp(-xp.mean(xp.sort(squared, axis=1)[:, :num_clusters], axis=1))
-    denser = density[None, :] > density[:, None]
-    denser = denser | ((density[None, :] == density[:, None]) & (index[None, :] < index[:, None]))
+    spread = snap(xp.mean(xp.sort(squared, axis=1)[:, :num_clusters], axis=1))
+    denser = spread[None, :] < spread[:, None]
+    denser = denser | ((spread[None, :] == spread[:, None]) & (index[None, :] < index[:, None]))
     distance = xp.sqrt(squared)
     farthest = xp.full_like(distance, float(xp.max(distance)))
-    peak = xp.min(xp.where(denser, distance, farthest), axis=1) * density
-    centres = xp.sort(top_k(peak, num_clusters))
+    to_denser = xp.min(xp.where(denser, distance, farthest), axis=1)
+    centres = xp.sort(top_k(_log_peak(to_denser, spread), num_clusters))
     owner = xp.argmin(xp.take(distance, centres, axis=1), axis=1)
     is_centre = centres[:, None] == index[None, :]  # a centre is its own, even beside a twin
     slots = xp.arange(num_clusters, dtype=owner.dtype, device=where)
     member = is_centre | ((slots[:, None] == owner[None, :]) & ~xp.any(is_centre, axis=0)[None, :])
-    weights = xp.astype(member, xp.float32)
+    weights = xp.astype(member, xp.float64)
     means = weights @ values / xp.sum(weights, axis=1)[:, None]
     return xp.astype(means, tokens.dtype)
+
+
+def _log_peak(to_denser: Array, spread: Array) -> Array:
+    """(n,) log of distance times density, which for far tokens is below what a float holds."""
+    xp = array_namespace(to_denser)
+    apart = to_denser > 0
+    peak = snap(xp.log(xp.where(apart, to_denser, xp.ones_like(to_denser))) - spread)
+    return xp.where(apart, peak, xp.full_like(peak, float("-inf")))
+
+
+def _squared_distances(vectors: Array) -> Array:
+    """(n, n) float64 squared distances of (n, H) float64 vectors; equal vectors have equal rows."""
+    xp = array_namespace(vectors)
+    # Centred: the difference of two long vectors' products would lose the digits of a short one.
+    vectors = vectors - xp.mean(vectors, axis=0)[None, :]
+    products = vectors @ vectors.T
+    twins = lowest_twin(vectors)
+    if twins is not None:
+        products = xp.take(xp.take(products, twins, axis=0), twins, axis=1)
+    squares = xp.linalg.diagonal(products)
+    squared = snap(squares[:, None] + squares[None, :] - 2.0 * products)
+    return xp.where(squared < 0, xp.zeros_like(squared), squared)
 
 
 @dataclass(frozen=True)
@@ -165,8 +193,3 @@ class Method(InModelPruner):
         """At most all text tokens rate."""
         del num_visual
         return num_text
-
-
-def _mean_rows(rows: Array) -> Array:
-    xp = array_namespace(rows)
-    return xp.mean(as_float32(rows), axis=(0, 1))

@@ -20,6 +20,9 @@ def test_raters_by_hand() -> None:
 def test_constant_similarity_leaves_every_token_a_rater() -> None:
     assert raters(np.zeros((4, 2), np.float32), np.ones((3, 2), np.float32)).tolist() == [0, 1, 2]
     assert raters(np.ones((4, 2), np.float32), np.ones((1, 2), np.float32)).tolist() == [0]
+    torch = pytest.importorskip("torch")
+    for count in range(1, 9):  # 1/5 and 1/7 round differently from their mean
+        assert raters(torch.ones((9, 3)), torch.ones((count, 3))).tolist() == list(range(count))
 
 
 def test_raters_match_the_rule_written_out() -> None:
@@ -68,9 +71,32 @@ def test_clusters_by_hand() -> None:
 
 
 def test_a_lone_token_far_away_is_not_a_centre() -> None:
-    # Its density exp(-45^2) is 0 in float32: the two centres are in the dense group.
+    # Its density is exp(-90^2 / 2): both centres are in the dense group. There all three have a
+    # neighbour at .1; the first counts as densest, the second as the next, and takes the far one.
     tokens = np.array([[0.0], [0.1], [0.2], [90.0]], np.float32)
-    assert merge_clusters(tokens, 2)[:, 0].max() > 40
+    np.testing.assert_allclose(merge_clusters(tokens, 2)[:, 0], [0.0, 90.3 / 3], atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_far_tokens_are_ranked_by_densities_that_no_float_holds(backend: str) -> None:
+    # Spreads 20000, 6050, 5000, 5000: exp of each is 0. Logs of the peaks: log(200) - 20000,
+    # log(110) - 6050, log(410) - 5000 (densest: the farthest distance), log(100) - 5000.
+    tokens = np.array([[0.0], [200.0], [310.0], [410.0]], np.float32)
+    if backend == "torch":
+        tokens = pytest.importorskip("torch").from_numpy(tokens)
+    np.testing.assert_allclose(merge_clusters(tokens, 2)[:, 0], [510 / 3, 410.0], atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_twins_are_one_place_however_long_they_are(backend: str) -> None:
+    # Three places, each twice, 1 and 8 apart, and 3000 from the origin: products of 9e6 are 1 apart
+    # in float32.
+    places = np.array([[3000.7, 0.3], [3000.7, 1.3], [3000.7, 9.3]], np.float32)
+    tokens = np.concatenate([places, places])
+    if backend == "torch":
+        tokens = pytest.importorskip("torch").from_numpy(tokens)
+    # Densest is token 0; tokens 1 and 2 are the first of their places; twins peak at 0.
+    np.testing.assert_allclose(merge_clusters(tokens, 3), places, atol=1e-4)
 
 
 @pytest.mark.parametrize("num_clusters", [1, 3, 8])
