@@ -1,4 +1,4 @@
-"""Every command that a document or a help text shows to be typed is one that the programs accept."""
+"""Every command that a document or a help text shows is one that the programs accept."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ class ParsedError(Exception):
 
 def documents() -> Iterator[tuple[str, str]]:
     """Where and what: code blocks of every document, examples of every command's help."""
-    for path in sorted(ROOT.rglob("*.md")):
+    tops = [path for path in ROOT.iterdir() if path.name not in NOT_DOCUMENTS]
+    for path in sorted({*ROOT.glob("*.md"), *(md for top in tops for md in top.rglob("*.md"))}):
         where = path.relative_to(ROOT)
         if not NOT_DOCUMENTS & set(where.parts):
             yield from ((str(where), code) for code in FENCED.findall(path.read_text()))
