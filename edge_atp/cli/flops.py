@@ -1,34 +1,40 @@
 """Compute and memory of a model under pruning: every method at every budget, dense beside.
 
 examples:
-  edge-atp flops llava-1.5-7b --keep 192,128,64
+  edge-atp flops                                           # the shipped default model
+  edge-atp flops llava-1.5-7b --keep 192,128,64 --methods atp,fastv
   edge-atp flops llava-1.5-7b --keep 64 --convention papers --text-tokens 512
-  edge-atp flops models/warehouse_tiny/weights --keep 64       # a checkpoint folder (config.json)
+  edge-atp flops models/warehouse_tiny/weights --keep 64   # a checkpoint folder (config.json)
   edge-atp flops llava-1.5-7b --visual-tokens 256 --keep 150 --methods atp --convention papers \\
-    --text-tokens 10,64,128              # ATP's table 1, as a function of the text it does not name
+    --text-tokens 10,64,128          # ATP's table 1, as a function of the text it does not name
 
-MODEL is a known architecture or a folder with a LLaVA-style config.json. Convention "papers"
-counts full attention and every position through the head, as publications do; "engine" counts
-what a good engine runs: causal attention, the head on the last position. FLOPs are not latency.
-A share of the dense model's FLOPs depends on the length of the text: several --text-tokens print
-it for each of them.
+How to read it. A share of the dense model's FLOPs depends on how much text the prompt has beside
+its image, and means nothing without that length: it stands in the column's head. Several
+--text-tokens print the shares for each, of the LLM's prefill and of everything until the first
+token; published shares are mostly of the prefill. FLOPs are not latency: `edge-atp bench` measures
+that.
+
+--convention says what is counted. "papers": full attention and every position through the head, as
+publications do. "engine": what a good engine runs, causal attention and the head on the last
+position. cut+NAME, which needs an export with --vision-cut, is counted by `edge-atp bench`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
+import yaml
 
-from edge_atp.cli.arguments import add_json, parse_integers, parse_names
+from edge_atp import pruning
+from edge_atp.cli.arguments import DEFAULT_MODEL, add_json, parse_integers, parse_names
 from edge_atp.cli.console import table_console
-from edge_atp.errors import ConfigError
+from edge_atp.cli.flops_tables import print_details, print_shares
+from edge_atp.errors import ArtifactError, ConfigError
 from edge_atp.flops import (
     CONVENTIONS,
     MODELS,
@@ -43,21 +49,30 @@ from edge_atp.flops import (
 _CONFIG = "config.json"
 # Folders named for what they hold: the model's name is the one of the folder around them.
 _NAMELESS = ("weights", "checkpoint", "checkpoints", "model", "hf")
-_COLUMNS = (
-    *("method", "kept", "mean in LLM", "ViT", "projector", "text", "selection", "prefill"),
-    *("total", "of dense", "decode", "KV, MB"),
-)
-_NARROW_COLUMNS = ("method", "kept", "ViT", "prefill", "total", "of dense", "KV, MB")
-_WIDE = 124  # characters that all columns take
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``edge-atp flops``."""
     parser.add_argument(
-        "model", help=f"{', '.join(MODELS)}, or a folder of a checkpoint with {_CONFIG}"
+        "model",
+        nargs="?",
+        default=DEFAULT_MODEL,
+        help=f"{', '.join(MODELS)}; a model directory or a shipped model; models/NAME.yaml; or a"
+        f" folder of a LLaVA-style checkpoint with {_CONFIG} (default %(default)s)",
     )
-    parser.add_argument("--keep", default="", metavar="K,K", help="visual tokens kept")
-    parser.add_argument("--methods", default="", metavar="A,B", help="default: all that fit")
+    parser.add_argument(
+        "--keep",
+        default="",
+        metavar="K,K",
+        help="visual tokens kept (default: a half, a quarter and an eighth)",
+    )
+    parser.add_argument(
+        "--methods",
+        default="",
+        metavar="A,B",
+        help=f"pruning methods: {', '.join(n for n in pruning.available() if n != 'none')};"
+        " default: all that this model can run",
+    )
     parser.add_argument(
         "--text-tokens",
         default="64",
@@ -70,9 +85,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="tokens of the image before pruning, where it is not the model's usual one",
     )
-    parser.add_argument("--new-tokens", type=int, default=16, help="tokens generated (default 16)")
-    parser.add_argument("--convention", choices=CONVENTIONS, default="engine")
-    parser.add_argument("--text-tower", type=Path, help="folder of the CLIP text tower")
+    parser.add_argument(
+        "--new-tokens",
+        type=int,
+        default=16,
+        metavar="N",
+        help="tokens generated, for decode and KV cache (default %(default)s)",
+    )
+    parser.add_argument(
+        "--convention",
+        choices=CONVENTIONS,
+        default="engine",
+        help="what is counted, see above (default %(default)s)",
+    )
+    parser.add_argument(
+        "--text-tower",
+        type=Path,
+        metavar="DIR",
+        help="folder of the CLIP text tower of a checkpoint (default: its text_tower)",
+    )
     add_json(parser)
 
 
@@ -95,27 +126,91 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         rows = [asdict(row) for rows in tables for row in rows]
         print(json.dumps({"model": model.name, "rows": rows}))
-    elif len(tables) == 1:
-        _print(model, tables[0], args)
+        return 0
+    console = table_console()
+    if len(tables) == 1:
+        about = f"{args.new_tokens} generated, convention {args.convention}"
+        print_details(console, model, tables[0], about)
     else:
-        _print_shares(model, tables, args)
+        print_shares(console, model, tables, args.convention)
+    if not methods and (left_out := _left_out(tables[0])):
+        console.print(
+            f"left out: {', '.join(left_out)}; {model.name} has not the layers at which they cut"
+            " by default, or not the text tower that they read",
+            style="dim",
+        )
     return 0
 
 
+def _left_out(rows: list[Row]) -> list[str]:
+    """Methods that do not run on the model with their default options."""
+    return sorted(set(pruning.available()) - {row.method for row in rows})
+
+
 def _model(name: str, text_tower: Path | None) -> ModelSpec:
-    """A known architecture, or the one of a checkpoint folder.
+    """Dimensions of what the user named.
 
     Raises:
-        ConfigError: neither; lists the known ones.
+        ConfigError: nothing of that name; lists the known ones.
     """
-    folder = Path(name)
-    if not (folder / _CONFIG).is_file():
-        if text_tower:
-            raise ConfigError(f"--text-tower needs a checkpoint folder as MODEL, not {name}")
+    path = Path(name)
+    if (path / _CONFIG).is_file():
+        return _of_checkpoint(path, text_tower)
+    if text_tower:
+        raise ConfigError(f"--text-tower needs a checkpoint folder as MODEL, not {name}")
+    if name in MODELS:
         return named(name)
+    return _of_card(path) if path.suffix in (".yaml", ".yml") else _of_directory(name)
+
+
+def _of_checkpoint(folder: Path, text_tower: Path | None = None) -> ModelSpec:
     tower = text_tower or folder / "text_tower"
     config = _config(tower) if (tower / _CONFIG).is_file() or text_tower else None
     return from_config(_name(folder.resolve()), _config(folder), config)
+
+
+def _of_card(file: Path) -> ModelSpec:
+    """The model that a ``models/NAME.yaml`` is about.
+
+    Raises:
+        ConfigError: the file cannot be read, or the dimensions of its model are not known here.
+    """
+    try:
+        card = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file}: cannot be read ({error})") from error
+    if not isinstance(card, Mapping):
+        raise ConfigError(f"{file}: expected a mapping with the model's name and checkpoint")
+    name = str(card.get("name", file.stem))
+    if name in MODELS:
+        return named(name)
+    if card.get("directories"):
+        return _of_directory(name)
+    checkpoint = file.parent / str((card.get("export") or card).get("checkpoint", ""))
+    if (checkpoint / _CONFIG).is_file():
+        return _of_checkpoint(checkpoint)
+    raise ConfigError(
+        f"{file}: the dimensions of {name} are not known and no checkpoint lies at {checkpoint};"
+        f" give the folder of its checkpoint, or one of {', '.join(MODELS)}"
+    )
+
+
+def _of_directory(name: str) -> ModelSpec:
+    """The model of a model directory, or of a shipped model, as its engine runs it."""
+    # Here: nothing else needs a runtime.
+    from edge_atp.bench.dimensions import model_spec
+    from edge_atp.runtime.find_model import find_model, shipped_models
+    from edge_atp.runtime.manifest import FILE_NAME, read_manifest
+
+    try:
+        found = find_model(name)
+    except ArtifactError as error:
+        raise ConfigError(
+            f"unknown model {name!r}; choose one of {', '.join((*MODELS, *shipped_models()))}, or"
+            f" give a model directory (with {FILE_NAME}), a checkpoint folder (with {_CONFIG}) or"
+            " models/NAME.yaml"
+        ) from error
+    return model_spec(read_manifest(found.path / FILE_NAME))[0]
 
 
 def _name(folder: Path) -> str:
@@ -143,69 +238,3 @@ def _budgets(text: str, model: ModelSpec) -> list[int]:
     if not text:
         return [model.visual_tokens // part for part in (2, 4, 8)]
     return list(parse_integers(text, "--keep"))
-
-
-def _print(model: ModelSpec, rows: list[Row], args: argparse.Namespace) -> None:
-    scale, unit = (1.0, "TFLOPs") if rows[0].total >= 0.1 else (1e3, "GFLOPs")
-    console = table_console()
-    console.print(
-        f"[bold]{model.name}[/bold]: {model.visual_tokens} visual tokens,"
-        f" {rows[0].text_tokens} text tokens, {args.new_tokens} generated,"
-        f" convention {args.convention}; {unit} of one question"
-    )
-    columns = _COLUMNS if console.width >= _WIDE else _NARROW_COLUMNS
-    shown = Table(box=SIMPLE_HEAD)
-    for name in columns:
-        shown.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
-    for row in rows:
-        cells = _cells(model, row, scale)
-        shown.add_row(*(cells[name] for name in columns))
-    console.print(shown)
-
-
-def _print_shares(model: ModelSpec, tables: list[list[Row]], args: argparse.Namespace) -> None:
-    """What is left of the dense model's FLOPs at each text length, % (one table a length given)."""
-    console = table_console()
-    console.print(
-        f"[bold]{model.name}[/bold]: {model.visual_tokens} visual tokens, convention"
-        f" {args.convention}; % of the dense model, by tokens of text"
-    )
-    for title, share in (
-        ("LLM prefill", attrgetter("relative_prefill")),
-        (
-            "everything until the first token",
-            attrgetter("relative"),
-        ),
-    ):
-        shown = Table(box=SIMPLE_HEAD, title=title, title_justify="left")
-        shown.add_column("method")
-        for name in ("kept", *(f"{rows[0].text_tokens}" for rows in tables)):
-            shown.add_column(name, justify="right", no_wrap=True)
-        for lines in zip(*tables, strict=True):
-            if lines[0].method != "none":
-                cells = (f"{100 * share(row):.1f}" for row in lines)
-                shown.add_row(lines[0].method, str(lines[0].kept), *cells)
-        console.print(shown)
-
-
-def _cells(model: ModelSpec, row: Row, scale: float) -> dict[str, str]:
-    """Every column of one line, FLOPs multiplied by ``scale``."""
-    return {
-        "method": "dense" if row.method == "none" else row.method,
-        "kept": str(row.kept or model.visual_tokens),
-        "mean in LLM": f"{row.mean_visual:.0f}",
-        "ViT": _shown(scale * row.vision),
-        "projector": _shown(scale * row.projector),
-        "text": _shown(scale * row.text_tower),
-        "selection": _shown(scale * row.selection),
-        "prefill": _shown(scale * row.prefill),
-        "total": _shown(scale * row.total),
-        "of dense": f"{100 * row.relative:.1f} %",
-        "decode": _shown(scale * row.decode),
-        "KV, MB": f"{row.kv_cache_mb:.1f}",
-    }
-
-
-def _shown(value: float) -> str:
-    """Three decimals; a dash for nothing at all, which is not the same as little."""
-    return "-" if value == 0.0 else f"{value:.3f}"

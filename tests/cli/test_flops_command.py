@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from edge_atp.cli.flops_tables import print_details, print_shares
 from edge_atp.cli.main import main
-from edge_atp.flops import named, relative_prefill, with_visual_tokens
+from edge_atp.flops import MODELS, named, relative_prefill, table, with_visual_tokens
 
 CONFIG = {
     "vision_feature_layer": -2,
@@ -62,6 +65,117 @@ def test_shares_are_printed_by_text_length(capsys):
     assert all(
         float(total) > float(llm) for llm, total in zip(lines[0][2:], lines[1][2:], strict=True)
     )
+
+
+def terminal(width: int) -> Console:
+    return Console(file=io.StringIO(), width=width, highlight=False)
+
+
+def lines_of(console: Console, *first: str) -> list[list[str]]:
+    """Words of the lines that begin with one of ``first``; none is cut off."""
+    text = console.file.getvalue()
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= console.width
+    return [line.split() for line in text.splitlines() if line.split()[:1] in [[f] for f in first]]
+
+
+@pytest.mark.parametrize(
+    ("width", "columns"),
+    [
+        (60, "method kept prefill total of dense"),
+        (80, "method kept ViT prefill total of dense KV cache"),
+        (100, "method kept ViT prefill total of dense decode KV cache"),
+        (
+            140,
+            "method kept mean in LLM ViT projector text tower selection prefill total of dense"
+            " decode KV cache",
+        ),
+    ],
+)
+def test_a_terminal_shows_the_columns_that_fit(width, columns):
+    model = named("llava-1.5-7b")
+    rows = table(model, [192, 64], ["atp_progressive", "vtw"], 32, 16, "engine")
+    console = terminal(width)
+    print_details(console, model, rows, "16 generated, convention engine")
+    head = lines_of(console, "method")[0]
+    assert head == columns.split()
+    text = console.file.getvalue()
+    assert "% at 32 text" in text
+    assert "both with 32 tokens of text" in " ".join(text.split())
+    dense, withdrawn, some, few = lines_of(console, "dense", "vtw", "atp_progressive")
+    assert [dense[:2], withdrawn[:2]] == [["dense", "576"], ["vtw", "-"]]
+    assert [some[:2], few[:2]] == [["atp_progressive", "192"], ["atp_progressive", "64"]]
+    assert all(f"{100 * row.relative:.1f}" in text for row in rows)
+
+
+def test_many_text_lengths_go_on_below():
+    model, lengths = named("llava-1.5-7b"), (8, 16, 32, 64, 128, 256, 512)
+    tables = [table(model, [64], ["atp_progressive"], m, 16, "engine") for m in lengths]
+    console = terminal(80)
+    print_shares(console, model, tables, "engine")
+    heads = [
+        ["method", "kept", *(word for m in part for word in (str(m), "text"))]
+        for part in (lengths[:5], lengths[5:])
+    ]
+    assert lines_of(console, "method") == 2 * heads
+    dense = lines_of(console, "dense,")
+    shown = [line[2:] for line in lines_of(console, "atp_progressive")]
+    shares = [f"{100 * rows[1].relative_prefill:.1f}" for rows in tables]
+    assert shown[0] + shown[1] == shares
+    shares = [f"{100 * rows[1].relative:.1f}" for rows in tables]
+    assert shown[2] + shown[3] == shares
+    # What 100 % are, with its unit.
+    assert [line[:3] for line in dense] == 4 * [["dense,", "TFLOPs", "all"]]
+    totals = [f"{rows[0].total:.3f}" for rows in tables]
+    assert dense[2][3:] + dense[3][3:] == totals
+
+
+def test_little_is_not_nothing(capsys):
+    assert main(["flops", "llava-1.5-7b", "--keep", "64", "--methods", "atp,random"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    text_tower_and_selection = {line[0]: line[5:7] for line in lines if len(line) == 12}
+    assert text_tower_and_selection["atp"] == ["0.013", "<0.001"]
+    assert text_tower_and_selection["random"] == ["-", "-"]
+
+
+def card(name: str) -> str:
+    return str(Path(__file__).parents[2] / "models" / f"{name}.yaml")
+
+
+@pytest.mark.parametrize(
+    "forms",
+    [
+        ([], ["warehouse_tiny:fp32"], [card("warehouse_tiny")]),
+        (["llava-1.5-7b"], [card("llava-1.5-7b")]),
+    ],
+)
+def test_a_model_may_be_named_in_several_ways(forms, capsys):
+    counted = set()
+    for words in forms:
+        assert main(["flops", *words, "--keep", "64", "--methods", "atp", "--json"]) == 0
+        counted.add(capsys.readouterr().out)
+    assert len(counted) == 1
+
+
+def test_what_the_model_cannot_run_is_named(capsys):
+    assert main(["flops", "qwen2-vl-2b", "--keep", "64"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "left out: atp, cdpruner, ivtp; qwen2-vl-2b has not" in said
+    assert main(["flops", "llava-1.5-7b", "--keep", "64"]) == 0
+    assert "left out" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ("nope", f"choose one of {', '.join(MODELS)}, warehouse_tiny, or give"),
+        (card("blip2-opt-2.7b"), "the dimensions of blip2-opt-2.7b are not known"),
+        ("nowhere.yaml", "nowhere.yaml: cannot be read"),
+    ],
+)
+def test_an_unknown_model_lists_what_there_is(model, says, capsys):
+    assert main(["flops", model]) == 2
+    assert says in capsys.readouterr().err
 
 
 def test_the_engines_shares_differ_from_the_papers():
