@@ -101,6 +101,14 @@ class AnswerWork:
     cuts: tuple[LayerCut, ...] = ()
     kv_bytes: int = 0
 
+    @property
+    def method(self) -> str:
+        """Names of the methods that ran, each once, in the order of the images, joined by commas;
+        "none" for images that keep every token unasked."""
+        if self.cut and self.cut.site == "in_llm":  # it ranks the tokens of all images together
+            return self.cut.name
+        return ",".join(dict.fromkeys(budget.method for budget in self.budgets))
+
     def prefilled(self) -> None:
         """The logits of the prompt are there."""
         self.clock.lap("prefill")
@@ -142,7 +150,7 @@ class AnswerWork:
             ),
             times=self.clock.times(),
             confidence=response.confidence,
-            method=self.budgets[0].method,
+            method=self.method,
             model_id=model_id,
             token_ids=response.token_ids,
             confidence_kind=response.confidence_kind,

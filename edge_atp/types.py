@@ -264,6 +264,8 @@ class Answer:
     confidence: mean probability of the generated tokens, or of the chosen answer with a closed
         set, as ``confidence_kind`` says; None when there is none.
     choice_probs: (C,) probability of each of Query.choices, sums to 1; empty without choices.
+    method: name of the pruning method used, "none" where every token was kept unasked; of images
+        that differ in that, both, in the order of the images, as in "atp,none".
     turn: place of the question in its conversation, from 1; 0 if it stands alone.
     predicted_s: seconds that this device was predicted to take, waiting not counted, before the
         work began; None without a calibration (``edge-atp bench --calibrate``).

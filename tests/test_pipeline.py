@@ -127,6 +127,23 @@ def test_two_frames_in_one_question(pipeline, cell_images):
     assert answer.tokens.visual_kept == 32
 
 
+def test_an_answer_names_every_method_that_ran(pipeline, cell_images):
+    frames = [Frame(image, camera=f"camera{i}") for i, image in enumerate(cell_images)]
+    some, fewer, every = (
+        PruneSpec(Policy.TOKEN_BUDGET, method="atp", max_visual_tokens=16),
+        PruneSpec(Policy.KEEP_RATIO, method="atp", keep_ratio=0.03),
+        PruneSpec(Policy.OFF, method="atp"),
+    )
+    for specs, method in (
+        ((some, fewer), "atp"),
+        ((some, every), "atp,none"),
+        ((every, some), "none,atp"),
+        ((every, every), "none"),
+    ):
+        query = Query(WHAT, max_new_tokens=1, prune_per_image=specs)
+        assert pipeline.answer(query, frames).method == method
+
+
 def test_partial_texts_grow_into_the_answer(pipeline, frame):
     partial = []
     answer = pipeline.answer(Query(WHERE), [frame], on_text=partial.append)
