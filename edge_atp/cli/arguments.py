@@ -17,21 +17,27 @@ Parser = argparse._ActionsContainer
 
 def add_model(parser: Parser) -> None:
     """``--model`` and what runs it."""
-    parser.add_argument("--model", default=DEFAULT_MODEL, help=f"{MODEL_HELP} (%(default)s)")
+    parser.add_argument(
+        "--model", default=DEFAULT_MODEL, help=f"{MODEL_HELP} (default %(default)s)"
+    )
     add_backend(parser)
 
 
 def add_backend(parser: Parser) -> None:
     """``--engine`` and ``--threads``."""
     parser.add_argument(
-        "--engine", default="auto", help="backend: auto, ort (ort-cpu, ort-cuda) or trt"
+        "--engine",
+        default="auto",
+        metavar="NAME",
+        help="backend: auto (the best that runs here, `edge-atp info` says which and why), ort,"
+        " ort-cpu, ort-cuda, ort-cuda-graph, ort-trt or trt (default %(default)s)",
     )
     parser.add_argument(
         "--threads",
         type=int,
         default=0,
         metavar="N",
-        help="CPU threads of the backend; 0: the backend decides",
+        help="CPU threads of the backend (default 0: as many as there are physical cores)",
     )
 
 
@@ -43,8 +49,8 @@ def add_method(parser: Parser) -> None:
         metavar="NAME",
         help=f"pruning method: {', '.join(pruning.available('post_encoder'))}; on a directory"
         f" exported in pieces also {', '.join(in_model_methods())}; on one exported with"
-        " --vision-cut also cut+NAME, whose vision encoder drops patches on its way;"
-        " default: the model's",
+        " --vision-cut also cut+NAME, whose vision encoder drops patches on its way; none keeps"
+        " all (default: the model's, see `edge-atp info`)",
     )
 
 
@@ -61,7 +67,9 @@ def add_longest(parser: Parser, default: int) -> None:
 
 def add_seed(parser: Parser, of: str = "random methods") -> None:
     """``--seed``."""
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help=f"seed of {of} (0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help=f"seed of {of} (default 0)"
+    )
 
 
 def add_json(parser: Parser) -> None:

@@ -5,6 +5,11 @@ examples:
   edge-atp ask docs/cell.jpg "where is the red box?" --keep-ratio 0.25 --overlay kept.png
   edge-atp ask docs/cell.jpg "how many boxes are there?" --method none   # dense
   edge-atp ask docs/cell.jpg "where is the red box?" --latency-budget-ms 40  # K by time
+  edge-atp ask docs/cell.jpg "is slot 2 on the top shelf empty?" --choices yes,no
+
+How many patches stay: --keep-ratio of the image's, at most --keep-tokens, or as many as a time
+budget allows; without any of them the model's own ratio. Under the answer stand the tokens kept and
+the milliseconds of each stage, which add up to the total.
 """
 
 from __future__ import annotations
@@ -69,21 +74,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_pruning(parser: argparse.ArgumentParser) -> None:
     add_method(parser)
     parser.add_argument(
-        "--keep-ratio", type=float, metavar="R", help="share of visual tokens kept, (0, 1]"
+        "--keep-ratio",
+        type=float,
+        metavar="R",
+        help="share of visual tokens kept, (0, 1] (default: the model's)",
     )
-    parser.add_argument("--keep-tokens", type=int, metavar="K", help="most visual tokens kept")
+    parser.add_argument(
+        "--keep-tokens", type=int, metavar="K", help="most visual tokens kept of each image"
+    )
     parser.add_argument(
         "--latency-budget-ms",
         type=float,
         metavar="MS",
         help="keep as many tokens as this device answers within MS milliseconds; needs"
-        " `edge-atp bench DIR --calibrate` once",
+        " `edge-atp bench MODEL --calibrate` once",
     )
     parser.add_argument(
-        "--calibration", default="", metavar="FILE", help="calibration file; default: the usual one"
+        "--calibration",
+        default="",
+        metavar="FILE",
+        help="with --latency-budget-ms: what `bench --calibrate --out FILE` wrote (default: where"
+        " it writes without --out)",
     )
     parser.add_argument(
-        "--alpha", type=float, metavar="A", help="weight of the question against saliency, [0, 1]"
+        "--alpha",
+        type=float,
+        metavar="A",
+        help="atp: weight of the question, [0, 1]; 0 takes what is salient, whatever is asked"
+        " (default: the model's)",
     )
 
 

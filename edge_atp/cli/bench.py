@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="default: a drawn one",
+        help="a picture to ask about, repeatable (default: a drawn one)",
     )
     asked.add_argument(
         "--tokens",

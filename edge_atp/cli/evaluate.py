@@ -8,7 +8,9 @@ examples:
   edge-atp evaluate VALIDATION --sweep-defaults --out sweep            # alpha, relevance, ratio
 
 writes into --out: summary.json (every number, 95 % intervals), records.jsonl (every answer), and
-the plots. The format of DATASET is described in edge_atp/evaluation/dataset.py.
+the plots. The format of DATASET is described in edge_atp/evaluation/dataset.py; scenes for the
+shipped model are drawn in a checkout by
+  python -m models.warehouse_tiny.export_eval --split test --scenes 100 --out DATASET
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K,K",
         help="visual tokens kept; default: %(default)s (those above the model's N are left out)",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder for results")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for results")
     parser.add_argument("--limit", type=int, metavar="N", help="use the first N images")
     parser.add_argument(
         "--long-limit",
@@ -95,7 +97,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="worker processes, several with one thread each unless --threads is given (default 1)",
     )
     parser.add_argument(
-        "--max-minutes", type=float, default=0.0, help="stop after this time; 0: no cap"
+        "--max-minutes",
+        type=float,
+        default=0.0,
+        metavar="M",
+        help="stop after this time, --resume goes on (default 0: no cap)",
     )
     add_seed(parser, "random methods, noise and bootstrap")
     add_longest(parser, 96)

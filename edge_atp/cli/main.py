@@ -20,14 +20,24 @@ COMMANDS = {
     "compare": "show what pruning methods keep of an image",
     "evaluate": "measure what pruning costs on a labelled data set",
     "score": "run and score VQAv2, GQA or COCO captions",
-    "bench": "measure latency, memory and what pruning saves; calibrate or project a device",
-    "flops": "compute and memory of a model under pruning",
+    "bench": "measure what pruning saves here; calibrate or project a device",
+    "flops": "count compute and memory of a model under pruning",
     "replay": "ask about every frame of a recorded bag, without ROS",
     "diff": "compare two replay results: answers, masks, latencies",
-    "view": "show answers, kept patches, scores and latencies in the rerun viewer",
-    "info": "show a model directory: graphs, sizes, defaults, measured parity",
+    "view": "show answers, kept patches and latencies in the rerun viewer",
+    "info": "show a model: which backend runs, graphs, defaults, parity",
 }
 
+_FIRST_STEPS = """first steps, with the shipped model:
+  edge-atp ask docs/cell.jpg "where is the red box?"      # an answer
+  edge-atp compare docs/cell.jpg "where is the red box?"  # what methods keep
+  edge-atp bench warehouse_tiny                           # what pruning saves
+  edge-atp COMMAND --help                                 # examples, and more
+
+exit status: 0 done; 1 a check that was asked for failed (replay --check, diff,
+info --verify); 2 an error that was explained.
+In ROS 2: ros2 launch edge_atp warehouse.launch.py
+"""
 _EXIT_ERROR = 2
 _EXIT_INTERRUPTED = 130
 
@@ -38,10 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = next((word for word in arguments if word in COMMANDS), None)
     parser = argparse.ArgumentParser(
         prog="edge-atp",
-        description="Ask a vision-language model about camera frames, with only the visual"
-        " tokens that matter.",
-        epilog="Each command has its own --help. In ROS 2: ros2 launch edge_atp"
-        " warehouse.launch.py",
+        description="Ask a vision-language model about camera frames, with only the visual tokens"
+        "\nthat matter.",
+        epilog=_FIRST_STEPS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"edge-atp {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -52,7 +52,9 @@ _EXIT_UNEXPECTED_ANSWERS = 1
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``edge-atp replay``."""
     parser.add_argument("bag", type=Path, help="rosbag2: folder, .mcap or .db3")
-    parser.add_argument("--queries", type=Path, required=True, metavar="YAML", help="what to ask")
+    parser.add_argument(
+        "--queries", type=Path, required=True, metavar="YAML", help="what to ask, see above"
+    )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="BAG", help="result: FILE.mcap or a new folder"
     )
@@ -77,8 +79,20 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model and pruning, for questions that do not say otherwise")
     add_model(group)
     add_method(group)
-    group.add_argument("--keep-ratio", type=float, default=-1.0, metavar="R", help="(0, 1]")
-    group.add_argument("--alpha", type=float, default=-1.0, metavar="A", help="[0, 1]")
+    group.add_argument(
+        "--keep-ratio",
+        type=float,
+        default=-1.0,
+        metavar="R",
+        help="share of visual tokens kept, (0, 1] (default: the model's)",
+    )
+    group.add_argument(
+        "--alpha",
+        type=float,
+        default=-1.0,
+        metavar="A",
+        help="atp: weight of the question, [0, 1] (default: the model's)",
+    )
     add_longest(group, PipelineConfig.max_new_tokens)
     add_seed(group)
 
@@ -86,14 +100,17 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what the result holds")
     group.add_argument(
-        "--node", default="/vlm_node", metavar="NAME", help="node of its topics: %(default)s"
+        "--node",
+        default="/vlm_node",
+        metavar="NAME",
+        help="node that its topics are named after (default %(default)s)",
     )
     group.add_argument(
         "--pictures",
         choices=PICTURES,
         default=COMPRESSED,
         help="compressed: mask_image and overlay/compressed (JPEG); raw: mask_image and overlay"
-        " as the live node publishes them; none",
+        " as the live node publishes them; none: neither (default %(default)s)",
     )
     group.add_argument("--scores", action="store_true", help="every patch's score in the masks")
     group.add_argument(

@@ -9,7 +9,7 @@ examples:
 
 With --images the model answers and --results is written, in the form that the benchmark's server
 takes; without, an existing --results file is scored. Other benchmarks: lmms-eval, see
-edge_atp/evaluation/lmms_eval_plugin.py.
+edge_atp/evaluation/lmms_eval_plugin/.
 """
 
 from __future__ import annotations
@@ -30,16 +30,38 @@ from edge_atp.types import Policy, PruneSpec
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``edge-atp score``."""
-    parser.add_argument("benchmark", choices=BENCHMARKS)
-    parser.add_argument("--questions", type=Path, required=True, help="file of questions or images")
+    parser.add_argument("benchmark", choices=BENCHMARKS, help="whose files and metric")
     parser.add_argument(
-        "--annotations", type=Path, help="file of expected answers (vqav2); default: --questions"
+        "--questions",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="official file of questions (coco_captions: of images and captions)",
     )
-    parser.add_argument("--results", type=Path, required=True, help="results file")
-    parser.add_argument("--images", type=Path, help="folder of images; answer them first")
+    parser.add_argument(
+        "--annotations",
+        type=Path,
+        metavar="FILE",
+        help="official file of expected answers (vqav2); default: --questions",
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="answers: written with --images, else read",
+    )
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="folder of the images; answer, then score"
+    )
     add_model(parser)
     add_method(parser)
-    parser.add_argument("--keep-tokens", type=int, metavar="K", help="most visual tokens kept")
+    parser.add_argument(
+        "--keep-tokens",
+        type=int,
+        metavar="K",
+        help="most visual tokens kept (default: the model's ratio)",
+    )
     add_longest(parser, 32)
     parser.add_argument("--limit", type=int, metavar="N", help="answer the first N only")
     add_json(parser)

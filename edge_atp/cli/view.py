@@ -47,7 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--node", default="vlm_node", metavar="NAME", help="with --live (default %(default)s)"
     )
     parser.add_argument(
-        "--seconds", type=float, default=0.0, metavar="S", help="with --live: end then; 0: never"
+        "--seconds",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="with --live: end then (default 0: never)",
     )
 
 
