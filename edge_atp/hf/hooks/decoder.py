@@ -156,7 +156,7 @@ class DecoderPruner:
     def _cut(self, index: int, states: Tensor, kwargs: dict[str, Any]) -> Tensor:
         """Drop rows in front of layer ``index``; returns the rows that enter it."""
         run = self._running()
-        run.rotary = run.rotary or kwargs.get("position_embeddings")
+        run.rotary = self._rotary(run, run.past.get(index), states, kwargs)
         self._view.enter(LayerInput(states, run.rotary), run.visual, run.valid)
         keep = torch.ones_like(run.visual)
         states, places = states.clone(), []
@@ -220,13 +220,23 @@ class DecoderPruner:
         config = self._host.language_model.config
         held = result.valid.shape[1] - states.shape[1]
         mask = layer_mask(config, states, result.valid, held)
+        run.rotary = self._rotary(run, past, states, kwargs)
+        return Stage(past, run.valid, result, mask, run.rotary)
+
+    def _rotary(
+        self, run: Pass, past: LayerCut | None, states: Tensor, kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor] | None:
+        """Angles of the rows in flight where a layer's cache holds ``past``."""
         rotary = run.rotary or kwargs.get("position_embeddings")
-        if rotary is not None and self._policy == "compact":
-            positions = kwargs["position_ids"].expand(len(states), -1).gather(1, run.origin)
-            before = run.shift + (result.dropped - run.dropped)
-            rotary = self._host.language_model.rotary_emb(states, (positions - before).clamp(min=0))
-        run.rotary = rotary
-        return Stage(past, run.valid, result, mask, rotary)
+        is_cut = run.is_cut or (past is not None and past.is_cut)
+        if rotary is None or self._policy != "compact" or not is_cut:
+            return rotary
+        before = run.shift if past is None else run.shift + past.dropped
+        positions = kwargs["position_ids"].expand(len(states), -1).gather(1, run.origin)
+        angles: tuple[Tensor, Tensor] = self._host.language_model.rotary_emb(
+            states, (positions - before).clamp(min=0)
+        )
+        return angles
 
     def _running(self) -> Pass:
         if self._pass is None:
