@@ -8,6 +8,7 @@ pixels that moves can be missed, which is why it is off unless asked for.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -17,8 +18,8 @@ from numpy.typing import NDArray
 from edge_atp.types import Frame
 
 STEP = 8  # pixels
-# A 640 x 480 frame is remembered whole at tolerance 0: 32 cameras are 30 MB.
-_MAX_CAMERAS = 32
+# A 640 x 480 frame is remembered whole at tolerance 0: 32 of them are 30 MB.
+_MAX_REMEMBERED = 32
 
 T = TypeVar("T")
 
@@ -31,8 +32,9 @@ class _Last(Generic[T]):
 
 
 class FrameMemory(Generic[T]):
-    """What was made of the last frame of each camera (by its name), 32 cameras at most.
+    """What was made of the last frame of each camera (by its name), the last 32 at most.
 
+    What is made of one frame in several ways is told apart by ``kind``.
     Args:
         tolerance: largest difference of a pixel that counts as unchanged, 0 to 255; below 0
             nothing is remembered.
@@ -40,24 +42,27 @@ class FrameMemory(Generic[T]):
 
     def __init__(self, tolerance: float) -> None:
         self._tolerance = tolerance
-        self._last: OrderedDict[str, _Last[T]] = OrderedDict()
+        self._last: OrderedDict[tuple[str, Hashable], _Last[T]] = OrderedDict()
 
-    def recall(self, frame: Frame) -> T | None:
+    def recall(self, frame: Frame, kind: Hashable = None) -> T | None:
         """What was made of the camera's last frame, if this one looks like it."""
-        last = self._last.get(frame.camera)
+        last = self._last.get((frame.camera, kind))
         if last is None or last.shape != frame.image.shape:
             return None
-        return last.value if self._unchanged(last.pixels, self._read(frame.image)) else None
+        if not self._unchanged(last.pixels, self._read(frame.image)):
+            return None
+        self._last.move_to_end((frame.camera, kind))
+        return last.value
 
-    def remember(self, frame: Frame, value: T) -> None:
+    def remember(self, frame: Frame, value: T, kind: Hashable = None) -> None:
         """Keep what was made of a frame, in place of the camera's last one."""
         if self._tolerance < 0:
             return
         # A copy: the owner of the frame may fill its memory with the next one.
         pixels = self._read(frame.image).copy()
-        self._last[frame.camera] = _Last(pixels, frame.image.shape, value)
-        self._last.move_to_end(frame.camera)
-        if len(self._last) > _MAX_CAMERAS:
+        self._last[frame.camera, kind] = _Last(pixels, frame.image.shape, value)
+        self._last.move_to_end((frame.camera, kind))
+        if len(self._last) > _MAX_REMEMBERED:
             self._last.popitem(last=False)
 
     def clear(self) -> None:

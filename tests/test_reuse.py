@@ -126,6 +126,29 @@ def test_frame_memory_copies_and_is_bounded():
     assert memory.recall(Frame(image, camera="camera39")) is None
 
 
+def test_what_was_made_of_a_frame_in_two_ways_is_told_apart():
+    memory = FrameMemory(0.0)
+    still = Frame(np.zeros((16, 16, 3), np.uint8))
+    memory.remember(still, "whole")
+    assert memory.recall(still, "cut") is None
+    memory.remember(still, "a part", "cut")
+    assert (memory.recall(still), memory.recall(still, "cut")) == ("whole", "a part")
+    moved = Frame(np.ones((16, 16, 3), np.uint8))
+    memory.remember(moved, "the other part", "cut")
+    assert (memory.recall(still), memory.recall(still, "cut")) == ("whole", None)
+
+
+def test_what_is_used_stays_while_others_come_and_go():
+    memory = FrameMemory(0.0)
+    still = Frame(np.zeros((16, 16, 3), np.uint8))
+    memory.remember(still, "whole")
+    for budget in range(100):
+        memory.remember(still, str(budget), budget)
+        assert memory.recall(still) == "whole"
+    assert memory.recall(still, 0) is None
+    assert memory.recall(still, 99) == "99"
+
+
 def test_bad_tolerance_is_named():
     with pytest.raises(ConfigError, match=r"frame_tolerance is -0.5; use -1"):
         PipelineConfig(frame_tolerance=-0.5)
