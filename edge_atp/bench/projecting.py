@@ -8,9 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from edge_atp import __version__
 from edge_atp.bench.devices import (
@@ -21,6 +19,7 @@ from edge_atp.bench.devices import (
     named_device,
 )
 from edge_atp.bench.dimensions import model_spec, plan_of
+from edge_atp.bench.fitted import fitted
 from edge_atp.bench.plots import write_projection
 from edge_atp.bench.questions import CAPTION, SHORT, Question
 from edge_atp.bench.roofline import project_stages, weights_bytes
@@ -34,6 +33,12 @@ from edge_atp.runtime.text import PromptTokenizer, load_tokenizer
 JSON_FILE = "projection.json"
 LABEL = "projected from published device figures, not measured"
 _STAGES = ("vision", "text", "select", "project", "prefill", "decode")
+_HEADS = (
+    *("projected\n", "kept\ntokens", *(f"{stage}\nms" for stage in _STAGES)),
+    *("total\nms", "first token\nms", "faster\nthan dense"),
+)
+# What a narrow terminal does without, the first ones first.
+_FINE = ("select", "project", "text", "first token")
 # A known architecture has no prompt template: its text as edge-atp flops assumes it.
 _KNOWN_TEXT_TOKENS = 64
 
@@ -178,17 +183,12 @@ def _print(report: dict[str, Any], console: Console) -> None:
         needed = model["weights_mb"] / 1e3
         for kind, rows in kinds.items():
             first = next(iter(rows.values()))
-            table = Table(box=SIMPLE_HEAD, title=None)
-            table.add_column("ms, projected")
-            for column in ("kept", *_STAGES, "total", "first token", "faster than dense"):
-                table.add_column(column, justify="right")
-            for arm, row in rows.items():
-                table.add_row(*_cells(arm, row))
+            cells = [_cells(arm, row) for arm, row in rows.items()]
             console.print(
                 f"\n[bold]{device['title']}[/bold]: {kind}, {first['text_tokens']} text tokens,"
                 f" {first['answer_tokens']} generated   (projected)"
             )
-            console.print(table)
+            console.print(fitted(console, _HEADS, [cells], _FINE))
         if needed > device["memory_gb"]:
             console.print(
                 f"[red]the weights alone, {needed:.1f} GB, do not fit its {device['memory_gb']:g}"

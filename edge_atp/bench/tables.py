@@ -4,27 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from edge_atp.bench.fitted import fitted
 from edge_atp.bench.hugging_face import NAME as HUGGING_FACE
 from edge_atp.bench.stages import STAGES
 from edge_atp.evaluation.arms import DENSE
 
-_WIDE = 130  # characters that all columns take
+# Columns that a narrow terminal does without, the first ones first.
+_FINE_TIMES = ("preprocess", "project", "select", "text", "±", "answer", "decode")
+_FINE_COSTS = ("KV cache", "peak RSS", "selection", "prefill of dense")
 _KIND_TITLES = {"short": "Short answers", "caption": "Captions"}
 
 
 def print_report(report: dict[str, Any], console: Console) -> None:
     """Machine, times by stage, cost, and what is faster than what."""
     _print_machine(report, console)
-    wide = console.width >= _WIDE
     for kind, entry in report["results"].items():
         console.print(f"\n[bold]{_KIND_TITLES[kind]}[/bold] ({_texts(entry)})")
-        console.print(_times(entry, report["machine"]["is_busy"], wide))
-        console.print(_costs(entry, report.get("accuracy", {}).get("exact", {}), wide))
+        console.print(_times(console, entry, report["machine"]["is_busy"]))
+        console.print(_costs(console, entry, report.get("accuracy", {}).get("exact", {})))
         _print_shares(entry, console)
     if start := report.get("start_up"):
         console.print(
@@ -55,14 +56,24 @@ def _print_machine(report: dict[str, Any], console: Console) -> None:
 
 
 def _texts(entry: dict[str, Any]) -> str:
-    dense = entry["contenders"].get(DENSE) or next(iter(entry["contenders"].values()))
+    dense = _dense(entry)
     return f"{dense['text_tokens']:g} text tokens, {dense['answer_tokens']:g} generated"
 
 
-def _times(entry: dict[str, Any], busy: bool, wide: bool) -> Table:
+def _dense(entry: dict[str, Any]) -> dict[str, Any]:
+    """The dense contender; the first where it did not run."""
+    found: dict[str, Any] = entry["contenders"].get(DENSE) or next(
+        iter(entry["contenders"].values())
+    )
+    return found
+
+
+def _times(console: Console, entry: dict[str, Any], busy: bool) -> Table:
     """Stages in wall time, or in CPU time on a busy machine, where wall time says little."""
-    shown = STAGES[:-2] if wide else ("vision", "prefill")
-    table = _table("", "kept", "wall ms", "±", "CPU ms", *shown, "decode/token", "tok/s, wall")
+    shown = STAGES[:-2]
+    heads = ["", "kept", "wall\nms", "±\nms", "CPU\nms", *(f"{stage}\nms" for stage in shown)]
+    heads += ["decode\nms/token", "answer\ntok/s, wall"]
+    rows = []
     clock = "stages_cpu_ms" if busy else "stages_ms"
     for name, row in entry["contenders"].items():
         stages = row.get(clock)
@@ -72,49 +83,60 @@ def _times(entry: dict[str, Any], busy: bool, wide: bool) -> Table:
             per_token = stages["decode"]["median"] / max(1.0, row["answer_tokens"])
             cells += [f"{per_token:.2f}", f"{row['tokens_per_s']:.0f}"]
         wall = row["wall_ms"]
-        table.add_row(
-            name,
-            f"{row['visual_kept']}/{row['visual_total']}",
-            f"{wall['median']:.1f}",
-            f"{(wall['q75'] - wall['q25']) / 2:.1f}",
-            f"{row['cpu_ms']['median']:.1f}",
-            *cells,
+        rows.append(
+            [
+                name,
+                f"{row['visual_kept']}/{row['visual_total']}",
+                f"{wall['median']:.1f}",
+                f"{(wall['q75'] - wall['q25']) / 2:.1f}",
+                f"{row['cpu_ms']['median']:.1f}",
+                *cells,
+            ]
         )
-    return table
+    return fitted(console, heads, [rows], _FINE_TIMES)
 
 
-def _costs(entry: dict[str, Any], exact: dict[str, Any], wide: bool) -> Table:
-    hugging = entry.get("against_hugging_face", {})
-    cells = {name: _cost_cells(entry, name, exact) for name in entry["contenders"]}
-    columns = ["GFLOPs", "of dense", "prefill of dense", "KV MB", "peak RSS MB"]
-    columns += ["selection / dense prefill"]
-    if not wide:
-        columns = ["GFLOPs", "of dense", "peak RSS MB"]
-    columns += ["faster than dense", *(["faster than HF"] if hugging else [])]
-    columns += ["exact match"] if exact else []
-    table = _table("", *columns)
-    for name, row in cells.items():
-        table.add_row(name, *(row.get(column, "-") for column in columns))
-    return table
+def _costs(console: Console, entry: dict[str, Any], exact: dict[str, Any]) -> Table:
+    # A share of the dense model's FLOPs holds for one length of text.
+    text = f"at {_dense(entry)['text_tokens']:g} text"
+    heads = {
+        "GFLOPs": "",
+        "of dense": text,
+        "prefill of dense": text,
+        "KV cache": "MB",
+        "peak RSS": "MB",
+        "selection": "/ dense prefill",
+        "faster": "than dense",
+    }
+    if entry.get("against_hugging_face", {}):
+        heads["faster than HF"] = ""
+    if exact:
+        heads["exact match"] = ""
+    rows = [
+        [name, *(_cost_cells(entry, name, exact).get(head, "-") for head in heads)]
+        for name in entry["contenders"]
+    ]
+    columns = ["", *(f"{head}\n{unit}" for head, unit in heads.items())]
+    return fitted(console, columns, [rows], _FINE_COSTS)
 
 
 def _cost_cells(entry: dict[str, Any], name: str, exact: dict[str, Any]) -> dict[str, str]:
     """What there is to say of one contender, by column."""
     row = entry["contenders"][name]
     cells = {
-        "peak RSS MB": f"{row['peak_rss_mb']:.0f}",
-        "faster than dense": _ratio(entry["pruning_share"].get(name)),
+        "peak RSS": f"{row['peak_rss_mb']:.0f}",
+        "faster": _ratio(entry["pruning_share"].get(name)),
         "faster than HF": _ratio(entry.get("against_hugging_face", {}).get(name)),
     }
     if "kv_mb" in row:
-        cells["KV MB"] = f"{row['kv_mb']:.2f}"
+        cells["KV cache"] = f"{row['kv_mb']:.2f}"
     if flops := row.get("flops"):
         cells["GFLOPs"] = f"{flops['total'] / 1e9:.2f}"
         if "of_dense" in flops:
             cells["of dense"] = f"{100 * flops['of_dense']:.1f} %"
             cells["prefill of dense"] = f"{100 * flops['prefill_of_dense']:.1f} %"
     if (share := entry["selection_share"].get(name)) is not None:
-        cells["selection / dense prefill"] = f"{100 * share:.2f} %"
+        cells["selection"] = f"{100 * share:.2f} %"
     if name in exact:
         cells["exact match"] = f"{100 * exact[name]['value']:.1f} %"
     return cells
@@ -137,10 +159,3 @@ def _ratio(value: dict[str, Any] | None) -> str:
     if not value or not value["wall"]:
         return "-"
     return f"{value['cpu']['median']:.2f} (wall {value['wall']['median']:.2f})"
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=SIMPLE_HEAD)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right")
-    return table

@@ -99,7 +99,8 @@ def _print(console: Console, comparison: Comparison, limit: int) -> None:
 def _print_differences(console: Console, comparison: Comparison, limit: int) -> None:
     table = Table(box=SIMPLE_HEAD)
     for name in ("frame stamp", "question", "", "before", "after"):
-        table.add_column(name)
+        # What was said may take several lines; what to look it up by may not.
+        table.add_column(name, no_wrap=name not in ("before", "after"))
     for difference in comparison.differences[:limit]:
         stamp_ns = difference.stamp_ns
         stamp = "" if stamp_ns is None else f"{stamp_ns // 10**9}.{stamp_ns % 10**9:09d}"

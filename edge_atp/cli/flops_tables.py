@@ -10,16 +10,14 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console, JustifyMethod
-from rich.measure import Measurement
+from rich.console import Console
 from rich.table import Table
 
+from edge_atp.bench.fitted import fits, fitted
 from edge_atp.flops import ModelSpec, Row
 from edge_atp.runtime.in_llm import takes_budget
 
 _DENSE = "none"
-_ROOMY = 10_000
 # Left out one by one, in this order, until the table fits.
 _DISPENSABLE = ("text tower", "selection", "projector", "mean in LLM", "decode", "KV cache", "ViT")
 
@@ -45,16 +43,12 @@ def print_details(console: Console, model: ModelSpec, rows: Sequence[Row], about
         f" {about}; FLOPs of one question"
     )
     columns = _columns(model, rows[0])
-    shown = _details(columns, rows)
-    for name in _DISPENSABLE:
-        if _fits(console, shown):
-            break
-        columns = [column for column in columns if column.name != name]
-        shown = _details(columns, rows)
-    console.print(shown)
+    heads = [f"{column.name}\n{column.unit}" for column in columns]
+    cells = [[[c.cell(row) for c in columns] for row in section] for section in _sections(rows)]
+    console.print(fitted(console, heads, cells, _DISPENSABLE))
     console.print(
         f"total: until the first token. of dense: total over the dense model's, both with {text}"
-        " tokens of text." + _footnotes(rows, [column.name for column in columns]),
+        f" tokens of text. decode: the tokens behind the first.{_footnote(rows)}",
         style="dim",
     )
 
@@ -78,13 +72,15 @@ def print_shares(
         rest = list(tables)
         while rest:
             count = len(rest)
-            while count > 1 and not _fits(console, _shares(rest[:count], share, whole)):
+            while not fits(console, shown := _shares(console, rest[:count], share, whole)):
+                if count == 1:
+                    break
                 count -= 1
             console.print(title)
-            console.print(_shares(rest[:count], share, whole))
+            console.print(shown)
             rest = rest[count:]
-    if notes := _footnotes(tables[0], ()):
-        console.print(notes.strip(), style="dim")
+    if note := _footnote(tables[0]):
+        console.print(note.strip(), style="dim")
 
 
 def _columns(model: ModelSpec, dense: Row) -> list[_Column]:
@@ -110,43 +106,21 @@ def _columns(model: ModelSpec, dense: Row) -> list[_Column]:
     ]
 
 
-def _details(columns: Sequence[_Column], rows: Sequence[Row]) -> Table:
-    shown = _table([(column.name, column.unit) for column in columns])
-    for section in _sections(rows):
-        for row in section:
-            shown.add_row(*(column.cell(row) for column in columns))
-        shown.add_section()
-    return shown
-
-
-def _shares(tables: Sequence[Sequence[Row]], share: str, whole: str) -> Table:
+def _shares(console: Console, tables: Sequence[Sequence[Row]], share: str, whole: str) -> Table:
     """One column a length; above them what 100 % are."""
     scale, unit = _unit(min(getattr(rows[0], whole) for rows in tables))
-    lengths = [(f"{rows[0].text_tokens} text", "%") for rows in tables]
-    shown = _table([("method", ""), ("kept", "tokens"), *lengths])
+    heads = ["method\n", "kept\ntokens", *(f"{rows[0].text_tokens} text\n%" for rows in tables)]
     totals = (_number(scale * getattr(rows[0], whole)) for rows in tables)
-    shown.add_row(f"dense, {unit}", "all", *totals)
-    for sections in zip(*map(_sections, tables), strict=True):
-        for lines in zip(*sections, strict=True):
-            if lines[0].method != _DENSE:
-                cells = (_share(getattr(row, share)) for row in lines)
-                shown.add_row(lines[0].method, _kept(lines[0], 0), *cells)
-        shown.add_section()
-    return shown
-
-
-def _table(names: Sequence[tuple[str, str]]) -> Table:
-    shown = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name, unit in names:
-        justify: JustifyMethod = "left" if name == "method" else "right"
-        shown.add_column(f"{name}\n{unit}", justify=justify, no_wrap=True)
-    return shown
-
-
-def _fits(console: Console, shown: Table) -> bool:
-    # Measured where there is room: rich never measures more than it is given.
-    roomy = console.options.update(width=_ROOMY)
-    return Measurement.get(console, roomy, shown).maximum <= console.width
+    cells = [
+        [
+            [_method(lines[0]), _kept(lines[0], 0), *(_share(getattr(r, share)) for r in lines)]
+            for lines in zip(*sections, strict=True)
+        ]
+        for sections in zip(*map(_sections, tables), strict=True)
+    ]
+    # Of itself the dense model is all: what that is says more.
+    cells[0][0] = [f"dense, {unit}", "all", *totals]
+    return fitted(console, heads, cells)
 
 
 def _sections(rows: Sequence[Row]) -> list[list[Row]]:
@@ -161,13 +135,9 @@ def _sections(rows: Sequence[Row]) -> list[list[Row]]:
     return [[rows[0], *free.values()], *sections.values()]
 
 
-def _footnotes(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    notes = ""
-    if "decode" in columns:
-        notes += " decode: the tokens behind the first."
-    if free := sorted({row.method for row in rows[1:] if not takes_budget(row.method)}):
-        notes += f" {', '.join(free)} takes no budget."
-    return notes
+def _footnote(rows: Sequence[Row]) -> str:
+    free = sorted({row.method for row in rows[1:] if not takes_budget(row.method)})
+    return f" {', '.join(free)} takes no budget." if free else ""
 
 
 def _method(row: Row) -> str:

@@ -1,14 +1,17 @@
 """``edge-atp bench`` on the shipped model, from the command line to what it writes."""
 
+import io
 import json
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from rich.console import Console
 
 from edge_atp.bench import run as bench_run
 from edge_atp.bench.questions import drawn_picture
+from edge_atp.bench.tables import print_report
 from edge_atp.cli import main
 from edge_atp.evaluation.dataset_writer import DatasetWriter
 from edge_atp.evaluation.labels import Example
@@ -33,6 +36,20 @@ def write_labels(folder, images=2):
     return writer.finish()
 
 
+def assert_narrow_tables_are_whole(report, text):
+    console = Console(file=io.StringIO(), width=80)
+    print_report(report, console)
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    tables = "\n".join(lines[lines.index("") :])
+    assert "…" not in tables
+    assert "preprocess" not in tables
+    assert f"at {text}" in tables
+    dense = next(line.split() for line in tables.splitlines() if line.split()[:1] == ["dense"])
+    wall = report["results"]["short"]["contenders"]["dense"]["wall_ms"]["median"]
+    assert dense[1:3] == ["256/256", f"{wall:.1f}"]
+
+
 def test_a_benchmark_prints_tables_and_writes_json_and_plots(tmp_path, one_question, capsys):
     labels = write_labels(tmp_path / "labels")
     out = tmp_path / "out"
@@ -40,9 +57,12 @@ def test_a_benchmark_prints_tables_and_writes_json_and_plots(tmp_path, one_quest
     words += ["--questions", str(one_question), "--labelled", str(labels)]
     assert main(words) == 0
     shown = capsys.readouterr().out
-    assert "14 text tokens" in shown or "text tokens" in shown
-    assert "atp@64" in shown
     report = json.loads((out / "bench.json").read_text())
+    text = f"{report['results']['short']['contenders']['dense']['text_tokens']:g} text"
+    assert f"Short answers ({text} tokens" in shown
+    assert shown.count(f"at {text}") == 2  # of dense, and prefill of dense
+    assert "atp@64" in shown
+    assert_narrow_tables_are_whole(report, text)
     assert report["complete"]
     assert report["kind"] == "measured"
     assert {"cpu", "cores", "load", "load_at_end", "is_busy"} <= set(report["machine"])
