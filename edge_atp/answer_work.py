@@ -6,18 +6,19 @@ Knows nothing of engines; the stages themselves are in ``edge_atp.pipeline``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_atp.budget import Budget
 from edge_atp.conversations import Conversation
+from edge_atp.encoding import Encoding
 from edge_atp.interruption import Interruption
 from edge_atp.mask import to_bool
 from edge_atp.pruning.base import InModelPruner
 from edge_atp.runtime.in_vit.encoder import PrunedVision
-from edge_atp.runtime.outputs import Prompt, VisionOutput
+from edge_atp.runtime.outputs import Prompt
 from edge_atp.runtime.prompt import Turn
 from edge_atp.timing import StageClock
 from edge_atp.types import (
@@ -30,30 +31,9 @@ from edge_atp.types import (
     Query,
     Reuse,
     Selection,
-    SourceRegion,
     Status,
     TokenCounts,
 )
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """One frame after the vision encoder; several questions may share it.
-
-    reused: the frame looked like the camera's last one, whose encoding this is.
-    """
-
-    frame: Frame
-    region: SourceRegion
-    vision: VisionOutput
-    reused: bool = False
-
-    def shown(self) -> Frame:
-        """What the encoder saw, as a frame of its own: the part of the frame in ``region``."""
-        region = self.region
-        rows = slice(region.y, region.y + region.height)
-        columns = slice(region.x, region.x + region.width)
-        return replace(self.frame, image=self.frame.image[rows, columns])
 
 
 @dataclass(frozen=True)
@@ -76,7 +56,6 @@ class AnswerWork:
     turns: the conversation before it that the prompt holds.
     text_known: the question's embedding was remembered.
     cut: the pruning method where it cuts inside the model.
-    pruned: images that it cut in the vision encoder.
     num_kept, num_left: visual tokens it is to leave in the language model, and did leave.
     """
 
@@ -95,11 +74,15 @@ class AnswerWork:
     prompt: Prompt | None = None
     response: Response = Response()
     cut: InModelPruner | None = None
-    pruned: list[PrunedVision] = field(default_factory=list)
     num_kept: int | None = None
     num_left: int | None = None
     cuts: tuple[LayerCut, ...] = ()
     kv_bytes: int = 0
+
+    @property
+    def pruned(self) -> list[PrunedVision]:
+        """The images that ``cut`` has cut in the vision encoder."""
+        return [encoding.pruned for encoding in self.encodings if encoding.pruned]
 
     @property
     def method(self) -> str:

@@ -1,7 +1,7 @@
 """The pipeline's stages for methods that cut inside the vision encoder or the language model.
 
-Such a method encodes every image anew for its budget, or chooses while the prompt is prefilled:
-what it kept is known when the answer is there.
+Such a method has chosen when an image is encoded (``edge_atp.encoding``), or chooses while the
+prompt is prefilled: what it kept is known when the answer is there.
 """
 
 from __future__ import annotations
@@ -9,17 +9,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_atp.answer_work import AnswerWork, Encoding
+from edge_atp.answer_work import AnswerWork
 from edge_atp.budget import Budget
 from edge_atp.errors import InvalidQueryError
-from edge_atp.preprocess import Preprocessor
 from edge_atp.pruning import Pruner
 from edge_atp.pruning.base import InModelPruner
 from edge_atp.runtime import in_llm
 from edge_atp.runtime.engine import Engine
 from edge_atp.runtime.in_model import InModelRunner
-from edge_atp.runtime.outputs import Prompt, VisionOutput
-from edge_atp.types import Frame, LayerCut, PatchGrid, Policy, Query, Selection
+from edge_atp.runtime.outputs import Prompt
+from edge_atp.types import LayerCut, PatchGrid, Policy, Query, Selection
 
 
 def in_model(pruner: Pruner) -> InModelPruner | None:
@@ -31,18 +30,16 @@ class CuttingStages:
     """Stages on one loaded engine.
 
     Args:
-        preprocess: image -> pixel_values and the region they cover.
         grid: patches of one image.
     """
 
-    def __init__(self, engine: Engine, preprocess: Preprocessor, grid: PatchGrid) -> None:
+    def __init__(self, engine: Engine, grid: PatchGrid) -> None:
         self._engine = engine
-        self._preprocess = preprocess
         self._num_patches = grid.num_patches
         self._runner = InModelRunner(engine)
 
     def check(self, pruner: InModelPruner, query: Query, budget: Budget) -> None:
-        """Refuse what cannot run, before any work.
+        """Refuse what cannot run, before any work and any graph is opened.
 
         Raises:
             InvalidQueryError: the budget or the conversation does not go with the method.
@@ -61,24 +58,6 @@ class CuttingStages:
                 " conversation; leave conversation_id empty or choose another method"
             )
         self._runner.check(pruner, budget.num_kept(self._num_patches))
-
-    def encode(self, work: AnswerWork, frame: Frame | Encoding, budget: Budget) -> Encoding:
-        """Encode one image with the method's cuts; ``work.pruned`` gets the details."""
-        assert work.cut is not None
-        if isinstance(frame, Encoding):
-            pixel_values, _ = self._preprocess(frame.shown().image)
-            region, frame = frame.region, frame.frame
-        else:
-            pixel_values, region = self._preprocess(frame.image)
-        work.clock.lap("preprocess")
-        num_kept = budget.num_kept(self._num_patches)
-        image = self._runner.encode(pixel_values, work.cut, num_kept, work.clock.lap)
-        work.pruned.append(image)
-        # Nothing is selected from these features any more: the other signals are left out.
-        none = np.zeros((len(image.place), 0), np.float32)
-        return Encoding(
-            frame, region, VisionOutput(image.patch_features, none[:, :0].ravel(), none)
-        )
 
     def select(self, work: AnswerWork) -> list[Selection]:
         """What is left of each image where it enters the language model."""
@@ -118,10 +97,6 @@ class CuttingStages:
                 work.selections = _left_of(work.selections, kept[max(kept)])
                 work.num_left = self._engine.visual_tokens_left
         work.cuts = tuple(cuts)
-
-    def close(self) -> None:
-        """Release the graphs."""
-        self._runner.close()
 
 
 def _selection(place: NDArray[np.int64]) -> Selection:

@@ -45,7 +45,7 @@ def require_behind_cut(method: str, pruner: Pruner) -> None:
 
 
 def check_cut(encoder: CutEncoder, budget: Budget, num_patches: int) -> None:
-    """Refuse what the cut does not leave, and open the graph so that no answer's time holds it.
+    """Refuse what the cut does not leave; opens nothing.
 
     Args:
         budget: of a method "cut+NAME".
@@ -61,7 +61,6 @@ def check_cut(encoder: CutEncoder, budget: Budget, num_patches: int) -> None:
                 f" leaves {encoder.num_left}; keep at most these, or ask for"
                 f" {split_method(budget.method)[1]} alone"
             )
-    encoder.open()
 
 
 def layer_cuts(encoder: CutEncoder, num_images: int) -> tuple[LayerCut, ...]:

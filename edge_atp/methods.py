@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from edge_atp import pruning
 from edge_atp.budget import Budget
 from edge_atp.cutting import in_model
 from edge_atp.early_cut import require_behind_cut
+from edge_atp.encoding import EXPORTED_CUT, VisionCut
+from edge_atp.pruning.base import InModelPruner
 from edge_atp.runtime.cut_encoder import require_cut, split_method
 from edge_atp.runtime.depth import fit_options
-from edge_atp.runtime.in_model import require_graphs
+from edge_atp.runtime.in_model import cuts_encoder, require_graphs
 from edge_atp.runtime.manifest import Manifest
 
 # A method and a weight of the question each; a sweep over weights stays below it.
@@ -45,6 +49,28 @@ class Methods:
                 self._built.clear()
             self._built[key] = pruner
         return pruner
+
+    def in_model(self, budgets: Sequence[Budget]) -> InModelPruner | None:
+        """The question's method if it cuts inside the model, else None.
+
+        Args:
+            budgets: of the question's images; one that keeps every token has no method.
+        """
+        methods = (in_model(self.of(budget)) for budget in budgets)
+        return next((method for method in methods if method is not None), None)
+
+    def wanted_cuts(self, budgets: Sequence[Budget]) -> list[VisionCut | None]:
+        """What is to drop patches of each image inside the vision encoder; None: nothing.
+
+        Raises:
+            InvalidQueryError: a method that cuts there is to keep as many as have some score.
+        """
+        method = self.in_model(budgets)
+        if method is None or not cuts_encoder(method):
+            return [EXPORTED_CUT if split_method(b.method)[0] else None for b in budgets]
+        # An image that keeps every token goes through the same pieces: the answer has one method.
+        num_patches = self._manifest.vision.num_patches
+        return [VisionCut(method, budget.num_kept(num_patches)) for budget in budgets]
 
     def _build(self, budget: Budget) -> pruning.Pruner:
         cut, name = split_method(budget.method)

@@ -7,34 +7,33 @@ Knows nothing of ROS, cameras or queues; one call at a time (the caller owns the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_atp.answer_work import AnswerWork, Encoding
+from edge_atp.answer_work import AnswerWork
 from edge_atp.budget import Budget, plan
 from edge_atp.config import PipelineConfig
-from edge_atp.conversations import Conversation, ConversationStore, without_oldest
+from edge_atp.conversations import Conversation, ConversationStore
 from edge_atp.cost_model import Work
 from edge_atp.cutting import CuttingStages, in_model
 from edge_atp.early_cut import check_cut, layer_cuts, on_whole_grid, rows_of
-from edge_atp.errors import BudgetExceededError, ConfigError, InvalidQueryError
-from edge_atp.frame_reuse import FrameMemory
+from edge_atp.encoding import Encoding, FrameEncoder, VisionCut
+from edge_atp.errors import ConfigError, InvalidQueryError
 from edge_atp.interruption import Interruption
 from edge_atp.latency_budget import LatencyBudget, find_latency_budget
 from edge_atp.methods import Methods
 from edge_atp.preprocess import Preprocessor
 from edge_atp.pruning import Pruner
 from edge_atp.query_check import check_query
-from edge_atp.responding import FINISHED, choose, generate
-from edge_atp.runtime.cut_encoder import CutEncoder, split_method
+from edge_atp.responding import FINISHED, choose, fit_prompt, generate
+from edge_atp.runtime.cut_encoder import most_kept, split_method
 from edge_atp.runtime.engine import Engine
-from edge_atp.runtime.in_model import cuts_encoder
 from edge_atp.runtime.loading import load_engine
 from edge_atp.runtime.model_dir import ModelDirectory
-from edge_atp.runtime.outputs import OPTIONAL_VISION_OUTPUTS, Prompt
+from edge_atp.runtime.outputs import OPTIONAL_VISION_OUTPUTS
 from edge_atp.runtime.prompt import Turn
 from edge_atp.runtime.running import running
 from edge_atp.signals import optional_outputs, read_signals, runnable_methods
@@ -95,9 +94,8 @@ class Pipeline:
             config.max_conversations, config.conversation_age, config.conversation_memory_mb << 20
         )
         self._methods = Methods(manifest, config.seed)
-        self._cutting = CuttingStages(engine, self.preprocess, self.grid)
-        self._cut_encoder = CutEncoder(engine.open_graph, manifest)
-        self._frames: FrameMemory[Encoding] = FrameMemory(config.frame_tolerance)
+        self._cutting = CuttingStages(engine, self.grid)
+        self._encoder = FrameEncoder(engine, self.preprocess, config.frame_tolerance)
         self._pruner(self.default_budget)  # an unknown default is an error now, not per question
 
     @classmethod
@@ -141,18 +139,9 @@ class Pipeline:
             EdgeAtpError: see ``edge_atp.errors``.
         """
         self.check(query, num_frames=len(frames))
-        work = AnswerWork(
-            query,
-            frames,
-            StageClock(accepted_s, frame_age_s),
-            Interruption(should_stop, deadline_s),
-            self._budgets(query, len(frames)),
-            self.conversations.get(query.conversation_id),
-        )
-        work.cut = in_model(self._pruner(work.budgets[0]))
-        for frame in frames:
-            if not work.stop():
-                self._encode(work, frame)
+        clock = StageClock(accepted_s, frame_age_s)
+        work = self._begin(query, frames, clock, Interruption(should_stop, deadline_s))
+        self._encode(work)
         if not work.stop():
             self._select(work)
         if not work.stop():
@@ -186,7 +175,7 @@ class Pipeline:
                 if (method := in_model(pruner)) is not None:
                     self._cutting.check(method, query, budget)
                 if _is_cut(budget):
-                    check_cut(self._cut_encoder, budget, self.grid.num_patches)
+                    check_cut(self.engine.cut_encoder, budget, self.grid.num_patches)
             except ConfigError as error:
                 raise InvalidQueryError(f"prune.method: {error}") from error
 
@@ -196,39 +185,42 @@ class Pipeline:
         clock: StageClock | None = None,
         optional: Collection[str] = OPTIONAL_VISION_OUTPUTS,
         *,
-        cut: bool = False,
+        cut: VisionCut | None = None,
     ) -> Encoding:
-        """Preprocess and run the vision encoder on one frame, unless it is an unchanged one.
+        """Preprocess and run a vision encoder on one frame, unless it is an unchanged one.
 
         Args:
+            clock: told "preprocess", "vision_encode", and "prune" where a method cut between;
+                "queue_wait" if graphs had to be opened.
             optional: which of the outputs that few methods read to fetch; all of them by default,
-                so that the encoding serves every method.
-            cut: with the encoder that drops patches on its way, for methods "cut+NAME".
+                so that the encoding serves every method that chooses behind the whole encoder.
+            cut: what drops patches on the way, as ``wants_cut`` says; by default nothing does.
         """
-        clock = clock or StageClock()
-        last = self._frames.recall(frame)
-        if last is not None and self._serves(last, optional, cut):
-            clock.lap("preprocess")
-            return replace(last, frame=frame, reused=True)
-        pixel_values, region = self.preprocess(frame.image)
-        clock.lap("preprocess")
-        if cut:
-            vision = self._cut_encoder.encode(pixel_values)
-        else:
-            vision = self.engine.encode_image(pixel_values, optional)
-        encoding = Encoding(frame, region, vision)
-        self._frames.remember(frame, encoding)
-        clock.lap("vision_encode")
-        return encoding
+        return self._encoder.encode(frame, clock or StageClock(), optional, cut)
 
-    def wants_cut(self, query: Query, num_images: int) -> list[bool]:
-        """Which of the question's images go through the encoder that drops patches on its way.
+    def wants_cut(self, query: Query, num_images: int) -> list[VisionCut | None]:
+        """What is to drop patches of each of the question's images inside the vision encoder.
 
-        That is ``cut`` of ``encode``; another encoding is made anew for the question.
+        That is ``cut`` of ``encode``: an encoding of any other kind is made anew for the question.
         Raises:
             InvalidQueryError: see ``check``.
         """
-        return [_is_cut(budget) for budget in self._budgets(query, num_images)]
+        return self._methods.wanted_cuts(self._budgets(query, num_images))
+
+    def open_graphs(
+        self, cuts: Iterable[VisionCut | None], should_stop: Callable[[], bool] | None = None
+    ) -> None:
+        """Open the graphs that these cuts need and few others do, unless they are open.
+
+        ``encode`` and ``answer`` do so by themselves; this is for who must be seen to be alive.
+        Args:
+            cuts: as ``wants_cut`` says.
+            should_stop: asked before each graph; once true, the rest is left for later.
+        Raises:
+            ArtifactError: a graph is missing or damaged.
+        """
+        for cut in dict.fromkeys(cuts):
+            self._encoder.open(cut, should_stop)
 
     def select(self, encoding: Encoding, question: str, budget: Budget) -> Selection:
         """Score the patches of one frame against the question and choose those that stay."""
@@ -241,13 +233,29 @@ class Pipeline:
         selection = pruner.select(signals, budget.num_kept(num_patches, scores))
         return on_whole_grid(selection, vision.place, num_patches)
 
+    def visual_tokens(self, query: Query, frames: Sequence[Frame]) -> list[NDArray[np.float32]]:
+        """(K_i, H) the language model's tokens of each image, as ``answer`` puts them in a prompt.
+
+        Raises:
+            InvalidQueryError: see ``check``; or the method chooses inside the language model, so
+                that there is no such set of tokens.
+        """
+        self.check(query, num_frames=len(frames))
+        work = self._begin(query, frames, StageClock(), Interruption())
+        if work.cut and work.cut.site == "in_llm":
+            raise InvalidQueryError(
+                f"prune.method: {work.cut.name} drops tokens inside the language model, not before"
+                " it; choose a method that chooses before, such as atp"
+            )
+        self._encode(work)
+        self._select(work)
+        return self._project(work)
+
     def close(self) -> None:
         """Release the backend's memory and forget frames and conversations."""
-        self._cutting.close()
-        self._cut_encoder.close()
         self.engine.close()
         self.conversations.clear()
-        self._frames.clear()
+        self._encoder.forget()
 
     def _budgets(self, query: Query, num_images: int) -> list[Budget]:
         """Settle how many tokens each image keeps; one entry also where there is none."""
@@ -264,42 +272,41 @@ class Pipeline:
             text = len(self.engine.prompt_tokens(query.text, num_images).ids) - num_images
             work = Work(0, text, self._longest(query), num_images, num_images)
             fitting = self.latency.num_kept(seconds, query.text, work, method)
-            return min(fitting, self._cut_encoder.num_left) if split_method(method)[0] else fitting
+            return min(fitting, most_kept(method, self.manifest))
 
         return plan(spec, self.default_budget, fits)
-
-    def _serves(self, encoding: Encoding, optional: Collection[str], cut: bool) -> bool:
-        """Whether an encoding is of the encoder asked for, with those outputs that it has."""
-        if cut or encoding.vision.place is not None:
-            return cut and encoding.vision.place is not None
-        outputs = {output.name for output in self.manifest.graph("vision").outputs}
-        return encoding.vision.has(name for name in optional if name in outputs)
 
     def _longest(self, query: Query) -> int:
         return query.max_new_tokens or self.config.max_new_tokens
 
-    def _encode(self, work: AnswerWork, frame: Frame | Encoding) -> None:
-        if work.cut and cuts_encoder(work.cut):
-            budget = work.budgets[len(work.encodings)]
-            encoding = self._cutting.encode(work, frame, budget)
-        else:
-            encoding = self._encode_whole(work, frame)
-        work.num_encoded += encoding is not frame and not encoding.reused
-        work.encodings.append(encoding)
+    def _begin(
+        self,
+        query: Query,
+        frames: Sequence[Frame | Encoding],
+        clock: StageClock,
+        stop: Interruption,
+    ) -> AnswerWork:
+        """The question with its budgets settled, and the conversation it goes on with."""
+        budgets = self._budgets(query, len(frames))
+        earlier = self.conversations.get(query.conversation_id)
+        cut = self._methods.in_model(budgets)
+        return AnswerWork(query, frames, clock, stop, budgets, earlier, cut=cut)
 
-    def _encode_whole(self, work: AnswerWork, frame: Frame | Encoding) -> Encoding:
-        """The frame's encoding with what the methods of the question read."""
+    def _encode(self, work: AnswerWork) -> None:
+        """Each frame's encoding, with what the methods of the question read."""
         optional: set[str] = set()
         for budget in work.budgets:
             optional.update(optional_outputs(self._pruner(budget), self.manifest.vision))
-        cut = _is_cut(work.budgets[len(work.encodings)])
-        if isinstance(frame, Encoding):
-            if self._serves(frame, optional, cut):
-                return frame
-            # It was encoded for a method that reads less, or by the other encoder.
-            again = self.encode(frame.shown(), work.clock, optional, cut=cut)
-            return replace(again, frame=frame.frame, region=frame.region)
-        return self.encode(frame, work.clock, optional, cut=cut)
+        # Of a question that goes on about earlier images, no frame takes the one budget.
+        for frame, cut in zip(work.frames, self._methods.wanted_cuts(work.budgets), strict=False):
+            if work.stop():
+                return
+            if isinstance(frame, Encoding):
+                encoding = self._encoder.encode_again(frame, work.clock, optional, cut)
+            else:
+                encoding = self._encoder.encode(frame, work.clock, optional, cut)
+            work.num_encoded += encoding is not frame and not encoding.reused
+            work.encodings.append(encoding)
 
     def _select(self, work: AnswerWork) -> None:
         if work.cut:
@@ -307,10 +314,10 @@ class Pipeline:
             work.clock.lap("prune")
             return
         question = work.query.text
-        reads_text = "text_embed" in self._pruner(work.budgets[0]).needs
+        reads_text = any("text_embed" in self._pruner(b).needs for b in work.budgets)
         work.text_known = reads_text and self.engine.remembers_text(question)
         if num_cut := sum(encoding.vision.place is not None for encoding in work.encodings):
-            work.cuts = layer_cuts(self._cut_encoder, num_cut)
+            work.cuts = layer_cuts(self.engine.cut_encoder, num_cut)
         work.selections = [
             self.select(encoding, question, budget)
             for encoding, budget in zip(work.encodings, work.budgets, strict=False)
@@ -319,16 +326,13 @@ class Pipeline:
 
     def _decode(self, work: AnswerWork, on_text: Callable[[str], None] | None) -> None:
         """Project, put the prompt together, prefill, and generate or choose the answer."""
-        work.images = self._cutting.project(work) or [
-            self._project(encoding, selection)
-            for encoding, selection in zip(work.encodings, work.selections, strict=True)
-        ]
-        prompt, work.turns = self._prompt(work)
+        work.images = self._project(work)
+        longest = self._longest(work.query)
+        prompt, work.turns = fit_prompt(self.engine, work, self.config, longest)
         work.prompt = self._cutting.prepare(work, prompt) if work.cut else prompt
         if work.query.choices:
             work.response = choose(self.engine, work, work.prompt, on_text)
         else:
-            longest = self._longest(work.query)
             work.response = generate(self.engine, work, work.prompt, longest, on_text)
         work.kv_bytes = self.engine.kv_held_bytes
         if work.cut:
@@ -348,34 +352,20 @@ class Pipeline:
     def _pruner(self, budget: Budget) -> Pruner:
         return self._methods.of(budget)
 
-    def _project(self, encoding: Encoding, selection: Selection) -> NDArray[np.float32]:
-        """(K, H) projected tokens: the kept patches, or what a merging method made of them."""
-        vision = encoding.vision
-        if selection.merged is None:
-            rows = rows_of(selection.kept_indices, vision.place)
-            return self.engine.project(vision.patch_features, rows)
-        every = np.arange(len(selection.merged), dtype=np.int64)
-        return self.engine.project(np.asarray(selection.merged), every)
-
-    def _prompt(self, work: AnswerWork) -> tuple[Prompt, tuple[Turn, ...]]:
-        """The prompt and the turns it holds: the oldest go where they do not all fit."""
-        turns = work.conversation.turns
-        new_images, limits = bool(work.images), self.config
-        while True:
-            fewer = without_oldest(turns, new_images)
-            images = len(work.images) + sum(len(turn.images) for turn in turns)
-            if fewer is None or (len(turns) < limits.max_turns and images <= limits.max_images):
-                try:
-                    prompt = self.engine.embed_prompt(
-                        work.query.text, work.images, turns, keep_prefix=limits.reuse_prefix
-                    )
-                    left = self.manifest.llm.max_kv - len(prompt.inputs_embeds)
-                    if fewer is None or left >= self._longest(work.query):
-                        return prompt, turns
-                except BudgetExceededError:
-                    if fewer is None:
-                        raise
-            turns = fewer
+    def _project(self, work: AnswerWork) -> list[NDArray[np.float32]]:
+        """(K_i, H) projected tokens: the kept patches, or what a merging method made of them."""
+        if work.pruned:
+            return self._cutting.project(work)
+        tokens = []
+        for encoding, selection in zip(work.encodings, work.selections, strict=True):
+            vision = encoding.vision
+            if selection.merged is None:
+                rows = rows_of(selection.kept_indices, vision.place)
+                tokens.append(self.engine.project(vision.patch_features, rows))
+            else:
+                every = np.arange(len(selection.merged), dtype=np.int64)
+                tokens.append(self.engine.project(np.asarray(selection.merged), every))
+        return tokens
 
     def _remember(self, work: AnswerWork) -> None:
         """Keep a completed turn of a conversation, with the keys and values it left."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 
 from edge_atp.types import StageTimes
 
@@ -48,3 +49,24 @@ class StageClock:
             total=self._last_s - self._accepted_s,
             **self._seconds,
         )
+
+
+def encoding_times(frames: Iterable[StageTimes]) -> StageTimes:
+    """Seconds spent on frames that were encoded ahead of their question, all frames together.
+
+    Args:
+        frames: of each frame, as ``Pipeline.encode`` tells its clock.
+    Returns:
+        Preprocessing, encoding and the choosing of a cut inside the encoder; ``total`` is their
+        sum, without the waiting for graphs that had to be opened.
+    """
+    spent = list(frames)
+    preprocess = sum(times.preprocess for times in spent)
+    vision_encode = sum(times.vision_encode for times in spent)
+    prune = sum(times.prune for times in spent)
+    return StageTimes(
+        preprocess=preprocess,
+        vision_encode=vision_encode,
+        prune=prune,
+        total=preprocess + vision_encode + prune,
+    )

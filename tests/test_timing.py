@@ -2,7 +2,8 @@ import time
 
 import pytest
 
-from edge_atp.timing import StageClock
+from edge_atp.timing import StageClock, encoding_times
+from edge_atp.types import StageTimes
 
 
 def test_stages_add_up_to_the_total():
@@ -17,3 +18,12 @@ def test_stages_add_up_to_the_total():
     assert times.queue_wait >= 0.25
     assert 0.25 <= times.first_token <= times.total
     assert times.frame_age == 1.5
+
+
+def test_what_frames_took_before_their_question_is_summed_without_the_waiting():
+    one = StageTimes(queue_wait=9.0, preprocess=1.0, vision_encode=2.0, total=12.0)
+    two = StageTimes(preprocess=0.5, vision_encode=0.25, prune=4.0, total=4.75)
+    assert encoding_times([one, two]) == StageTimes(
+        preprocess=1.5, vision_encode=2.25, prune=4.0, total=7.75
+    )
+    assert encoding_times([]) == StageTimes()

@@ -1,7 +1,7 @@
 """Asks the questions about the frames of a recording, in order, dropping none. No files, no clock.
 
 What is answered depends on the recording, the questions and the model alone. A frame is encoded
-once, when its first question comes, and the encoding is shared by all.
+when its first question comes, and the encoding is shared by all that want the same one.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from edge_atp.encoding import Encoding, VisionCut
 from edge_atp.errors import ConfigError, EdgeAtpError, ImageError
-from edge_atp.pipeline import Encoding, Pipeline
+from edge_atp.pipeline import Pipeline
 from edge_atp.replay.questions import ONCE, ReplayQuestion
 from edge_atp.replay.recording import RecordedImage, Recording
-from edge_atp.timing import StageClock
+from edge_atp.timing import StageClock, encoding_times
 from edge_atp.types import Answer, StageTimes
 
 
@@ -117,20 +118,19 @@ class Replayer:
     def _answer(self, schedule: _Schedule, newest: Sequence[_Newest]) -> Answer:
         query = schedule.question.query
         wanted = list(zip(newest, self._pipeline.wants_cut(query, len(newest)), strict=True))
-        spent = [self._encode(entry, cut) for entry, cut in wanted]
+        spent = encoding_times([self._encode(entry, cut) for entry, cut in wanted])
         answer = self._pipeline.answer(query, [entry.encodings[cut] for entry, cut in wanted])
-        preprocess = sum(times.preprocess for times in spent)
-        vision_encode = sum(times.vision_encode for times in spent)
         times = replace(
             answer.times,
-            preprocess=answer.times.preprocess + preprocess,
-            vision_encode=answer.times.vision_encode + vision_encode,
-            first_token=answer.times.first_token + preprocess + vision_encode,
-            total=answer.times.total + preprocess + vision_encode,
+            preprocess=answer.times.preprocess + spent.preprocess,
+            vision_encode=answer.times.vision_encode + spent.vision_encode,
+            prune=answer.times.prune + spent.prune,
+            first_token=answer.times.first_token + spent.total,
+            total=answer.times.total + spent.total,
         )
         return replace(answer, times=times)
 
-    def _encode(self, entry: _Newest, cut: bool) -> StageTimes:
+    def _encode(self, entry: _Newest, cut: VisionCut | None) -> StageTimes:
         """Decode and encode a frame unless an earlier question did; seconds this took."""
         if cut in entry.encodings:
             return StageTimes()
@@ -146,11 +146,11 @@ class Replayer:
 
 @dataclass
 class _Newest:
-    """The newest image of a camera; ``encodings``, with and without the encoder's own cut, are
-    made when the first question needs them."""
+    """The newest image of a camera; ``encodings``, by what drops patches in the encoder, are made
+    when the first question needs them."""
 
     image: RecordedImage
-    encodings: dict[bool, Encoding] = field(default_factory=dict)
+    encodings: dict[VisionCut | None, Encoding] = field(default_factory=dict)
 
 
 @dataclass

@@ -7,7 +7,6 @@ Knows nothing of how the graph cuts (``export.vision_cut``).
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from edge_atp.errors import ConfigError, InferenceError
 from edge_atp.runtime.in_vit.encoder import check_pixels
+from edge_atp.runtime.lazy_graphs import LazyGraphs
 from edge_atp.runtime.manifest import Manifest
 from edge_atp.runtime.outputs import Float, VisionOutput
 from edge_atp.runtime.sessions.base import Session
@@ -66,10 +66,8 @@ class CutEncoder:
     """
 
     def __init__(self, open_graph: Callable[[str], Session], manifest: Manifest) -> None:
-        self._open_graph = open_graph
+        self._graphs = LazyGraphs(open_graph)
         self._manifest = manifest
-        self._session: Session | None = None
-        self._opening = threading.Lock()
 
     @property
     def num_left(self) -> int:
@@ -82,12 +80,9 @@ class CutEncoder:
         vision = self._manifest.vision
         return tuple(zip(vision.cut_layers, vision.cut_kept, strict=True))
 
-    def open(self) -> Session:
-        """The graph, opened now if it was not."""
-        with self._opening:
-            if self._session is None:
-                self._session = self._open_graph(ROLE)
-            return self._session
+    def open(self) -> bool:
+        """Open the graph now instead of with the first image; whether it was not open yet."""
+        return self._graphs.open(ROLE)
 
     def encode(self, pixel_values: Float) -> VisionOutput:
         """Encode one preprocessed image (1, 3, size, size); ``place`` says which patches are left.
@@ -99,7 +94,7 @@ class CutEncoder:
         check_pixels(pixel_values, self._manifest.vision.image_size)
         inputs = {"pixel_values": pixel_values.astype(np.float32, copy=False)}
         names = tuple(o.name for o in self._manifest.graph(ROLE).outputs)
-        out = self.open().run(inputs, names)
+        out = self._graphs.get(ROLE).run(inputs, names)
         place: NDArray[np.int64] = out.pop("place")
         count = self._manifest.vision.num_patches
         if not (np.diff(place) > 0).all() or place[0] < 0 or place[-1] >= count:
@@ -112,6 +107,4 @@ class CutEncoder:
 
     def close(self) -> None:
         """Release the graph; it is opened again when needed."""
-        if self._session is not None:
-            self._session.close()
-            self._session = None
+        self._graphs.close()

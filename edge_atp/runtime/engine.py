@@ -21,11 +21,13 @@ from edge_atp.errors import (
 from edge_atp.pruning.base import InModelPruner
 from edge_atp.runtime import sessions
 from edge_atp.runtime.choices import ChoiceScores, normalise
+from edge_atp.runtime.cut_encoder import CutEncoder
 from edge_atp.runtime.decoder import GreedyDecoder
 from edge_atp.runtime.embedding_table import EmbeddingTable
 from edge_atp.runtime.graph_options import graph_options
 from edge_atp.runtime.in_llm.decoder import BlockDecoder
 from edge_atp.runtime.in_llm.planning import held_bytes, open_blocks, plan_cuts
+from edge_atp.runtime.in_vit.encoder import GroupedEncoder
 from edge_atp.runtime.kv_cache import KvCache, make_kv_cache
 from edge_atp.runtime.kv_prefix import HeldKv
 from edge_atp.runtime.model_dir import ModelDirectory
@@ -43,10 +45,9 @@ from edge_atp.runtime.text import (
     PromptTokenizer,
     PromptTokens,
     Span,
-    TextTowerTokenizer,
     load_tokenizer,
 )
-from edge_atp.runtime.text_encoder import TextEncoder
+from edge_atp.runtime.text_encoder import TextEncoder, open_text_encoder
 
 
 class Engine:
@@ -56,6 +57,8 @@ class Engine:
         directory: the model directory.
         backend: what really runs, such as "ort-cpu".
         backend_reason: why that one.
+        cut_encoder, grouped_encoder: the encoders that drop patches on the way; their graphs are
+            opened with the first image that wants them.
     """
 
     def __init__(
@@ -76,10 +79,12 @@ class Engine:
             next(iter(llm.eos_token_ids), -1),
         )
         self._builder = PromptBuilder(self._prompt, self._table, llm.max_kv)
-        self._texts, text = self._open_text()
+        self._texts, text = open_text_encoder(directory, self.open_graph)
         self._kv_cache, decoders = self._open_decoder()
         self._decoder = GreedyDecoder(self._kv_cache, self._table, llm.eos_token_ids, llm.max_kv)
         self._sessions = [s for s in (self._vision, self._project, text, *decoders) if s]
+        self.cut_encoder = CutEncoder(self.open_graph, manifest)
+        self.grouped_encoder = GroupedEncoder(self.open_graph, manifest.vision)
 
     @classmethod
     def load(
@@ -363,6 +368,8 @@ class Engine:
 
     def close(self) -> None:
         """Release the graphs; the engine cannot be used afterwards."""
+        self.cut_encoder.close()
+        self.grouped_encoder.close()
         for session in self._sessions:
             session.close()
         self.forget_texts()
@@ -383,11 +390,3 @@ class Engine:
                 " pruning method that does not read the question"
             )
         return self._texts
-
-    def _open_text(self) -> tuple[TextEncoder | None, Session | None]:
-        tower = self.directory.manifest.text_tower
-        if tower is None:
-            return None, None
-        session = self.open_graph("text")
-        tokenizer = load_tokenizer(self.directory.file("text_tokenizer"))
-        return TextEncoder(session, TextTowerTokenizer(tokenizer, tower)), session

@@ -74,10 +74,9 @@ class InModelRunner:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._manifest = engine.directory.manifest
-        self._encoder: GroupedEncoder | None = None
 
     def check(self, pruner: InModelPruner, num_kept: int | None) -> None:
-        """Refuse a method that does not fit, and open what it needs if it cuts in the encoder.
+        """Refuse a method that does not fit, by what the manifest says; opens nothing.
 
         Raises:
             ConfigError: the directory lacks the graphs, or the method's layers or budget do not
@@ -89,8 +88,20 @@ class InModelRunner:
             pruner.schedule(vision.num_patches, num_kept)
             return
         self.encoder.check(in_vit.load_rule(pruner, vision, num_kept))
-        # Here, so that no answer's time holds it.
-        self.encoder.open(with_cls=pruner.site == "in_llm")
+
+    def open(self, pruner: InModelPruner, should_stop: Callable[[], bool] | None = None) -> bool:
+        """Open the pieces of the encoder that ``pruner`` runs, so that no answer's time holds it.
+
+        Args:
+            should_stop: see ``GroupedEncoder.open``.
+        Returns:
+            Whether one of them was not open yet.
+        Raises:
+            ConfigError: the directory lacks the graphs.
+            ArtifactError: a graph is missing or damaged.
+        """
+        require_graphs(pruner, self._manifest)
+        return self.encoder.open(with_cls=pruner.site == "in_llm", should_stop=should_stop)
 
     def encode(
         self,
@@ -116,9 +127,7 @@ class InModelRunner:
     @property
     def encoder(self) -> GroupedEncoder:
         """The encoder in groups; the directory has group_layers."""
-        if self._encoder is None:
-            self._encoder = GroupedEncoder(self._engine.open_graph, self._manifest.vision)
-        return self._encoder
+        return self._engine.grouped_encoder
 
     def project(self, image: PrunedVision) -> Float:
         """(K, H) the language model's tokens of an image that ``encode`` has cut."""
@@ -155,11 +164,6 @@ class InModelRunner:
             position_ids=original_positions(prompt.is_visual, places, num_patches),
             encoder_cut=EncoderCut(num_patches, len(images), side_row),
         )
-
-    def close(self) -> None:
-        """Release the graphs."""
-        if self._encoder:
-            self._encoder.close()
 
     def _side_row(self, question: str, images: Sequence[PrunedVision], threshold: float) -> Float:
         """(H,) IVTP's pseudo-CLS; several images count with their mean CLS."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_atp.errors import MissingSignalError
+from edge_atp.runtime.model_dir import ModelDirectory
 from edge_atp.runtime.outputs import Float
 from edge_atp.runtime.sessions.base import Session
-from edge_atp.runtime.text import Span, TextTowerTokenizer
+from edge_atp.runtime.text import Span, TextTowerTokenizer, load_tokenizer
 
 # Standing questions repeat; 256 texts of a 768-wide joint space are 0.8 MB.
 CACHE_SIZE = 256
@@ -86,6 +88,22 @@ class TextEncoder:
         out = self._session.run({"input_ids": ids, "attention_mask": np.ones_like(ids)})
         embed: Float = out["text_embed"][0]
         return embed
+
+
+def open_text_encoder(
+    directory: ModelDirectory, open_graph: Callable[[str], Session]
+) -> tuple[TextEncoder | None, Session | None]:
+    """The directory's text encoder and its graph, which the caller closes; None where it has none.
+
+    Args:
+        open_graph: opens a graph of the directory by its role.
+    """
+    tower = directory.manifest.text_tower
+    if tower is None:
+        return None, None
+    session = open_graph("text")
+    tokenizer = load_tokenizer(directory.file("text_tokenizer"))
+    return TextEncoder(session, TextTowerTokenizer(tokenizer, tower)), session
 
 
 def _unit(vector: Float) -> Float:

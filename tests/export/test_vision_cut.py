@@ -15,6 +15,7 @@ from edge_atp.bench.arms import plan_bench_arms
 from edge_atp.bench.dimensions import model_of, model_spec, plan_of
 from edge_atp.cli.main import main
 from edge_atp.config import PipelineConfig
+from edge_atp.encoding import EXPORTED_CUT
 from edge_atp.errors import ArtifactError, ConfigError, InvalidQueryError, ShapeError
 from edge_atp.evaluation.arms import Arm, plan_arms
 from edge_atp.flops import account
@@ -223,7 +224,7 @@ def test_score_mass_counts_what_is_left(cutting: Pipeline) -> None:
 
 
 def test_one_encoding_serves_questions_of_its_own_kind(cutting: Pipeline) -> None:
-    whole, cut = cutting.encode(frame()), cutting.encode(frame(), cut=True)
+    whole, cut = cutting.encode(frame()), cutting.encode(frame(), cut=EXPORTED_CUT)
     assert cut.vision.place is not None
     assert whole.vision.place is None
     assert ask(cutting, "cut+atp", cut).reused.images == 1
@@ -250,7 +251,7 @@ def test_a_part_of_a_frame_is_encoded_again_as_that_part(cutting: Pipeline) -> N
 
 
 def test_a_question_says_which_encoder_it_wants(cutting: Pipeline) -> None:
-    for method, wanted in (("cut+atp", True), ("atp", False), ("", False)):
+    for method, wanted in (("cut+atp", EXPORTED_CUT), ("atp", None), ("", None)):
         query = Query(QUESTION, prune=PruneSpec(method=method))
         assert cutting.wants_cut(query, 2) == [wanted] * 2
 
@@ -260,7 +261,8 @@ def test_each_image_has_the_encoder_that_its_budget_wants(cutting: Pipeline) -> 
     every = PruneSpec(Policy.OFF, method="cut+atp")
     for specs, kept in (((some, every), [4, PATCHES]), ((every, some), [PATCHES, 4])):
         query = Query(QUESTION, max_new_tokens=2, prune_per_image=specs)
-        assert cutting.wants_cut(query, 2) == [spec is some for spec in specs]
+        wanted = [EXPORTED_CUT if spec is some else None for spec in specs]
+        assert cutting.wants_cut(query, 2) == wanted
         answer = cutting.answer(query, [frame(0), frame(1)])
         assert [int(mask.kept.sum()) for mask in answer.masks] == kept
         assert [cut.num_kept for cut in answer.cuts] == [12, 7]

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from replay_run import replay
 
+from edge_atp.encoding import EXPORTED_CUT, Encoding, VisionCut
 from edge_atp.errors import InvalidQueryError
-from edge_atp.pipeline import Encoding
+from edge_atp.pruning import evit
 from edge_atp.replay.interfaces import load_typestore
 from edge_atp.types import (
     Answer,
@@ -84,23 +85,30 @@ def write_bag(tmp_path, typestore, image_message):
 class CountingPipeline:
     """Answers with what it was given: brightness of each frame, and counts its encodings.
 
-    Questions that start with "cut" want the encoder that drops patches.
+    Questions that start with "cut" want the encoder that drops patches, those with "method" a
+    method's own pieces.
     """
 
     encoded: list[int] = field(default_factory=list)
     cut: list[int] = field(default_factory=list)
+    pieces: list[int] = field(default_factory=list)
 
     def check(self, query, num_frames=1):
         if query.text == "refused":
             raise InvalidQueryError("text is refused")
 
     def wants_cut(self, query, num_images):
-        return [query.text.startswith("cut")] * num_images
+        kinds = {"cut": EXPORTED_CUT, "method": VisionCut(evit.Method(), 4)}
+        return [kinds.get(query.text.split()[0])] * num_images
 
-    def encode(self, frame, clock=None, *, cut=False):
-        (self.cut if cut else self.encoded).append(int(frame.image[0, 0, 0]))
+    def encode(self, frame, clock=None, *, cut=None):
+        shelf = {None: self.encoded, EXPORTED_CUT: self.cut}.get(cut, self.pieces)
+        shelf.append(int(frame.image[0, 0, 0]))
+        clock.lap("queue_wait")  # as if a graph had been opened
         clock.lap("preprocess")
         clock.lap("vision_encode")
+        if shelf is self.pieces:
+            clock.lap("prune")
         return Encoding(frame, SourceRegion(0, 0, 8, 8), vision=None)
 
     def answer(self, query, encodings):

@@ -66,9 +66,19 @@ def test_questions_share_one_encoding_of_a_frame(run, counting_pipeline):
 
 
 def test_each_encoder_runs_once_a_frame_and_only_where_it_is_wanted(run, counting_pipeline):
-    run(TEN_FRAMES, [ask("cut a"), ask("cut b"), ask("whole", at_s=0.8)])
-    assert counting_pipeline.cut == list(range(10))
+    words = ("cut a", "cut b", "method a", "method b")
+    run(TEN_FRAMES, [*map(ask, words), ask("whole", at_s=0.8)])
+    assert counting_pipeline.cut == counting_pipeline.pieces == list(range(10))
     assert counting_pipeline.encoded == [8, 9]
+
+
+def test_the_choosing_of_a_cut_in_the_encoder_is_part_of_the_times(run):
+    first, second = run(TEN_FRAMES[:1], [ask("method a"), ask("method b")])
+    times = first.answer.times
+    assert times.prune > 0
+    stages = times.preprocess + times.vision_encode + times.prune + times.prefill
+    assert times.total == pytest.approx(stages)
+    assert second.answer.times == StageTimes(prefill=0.5, total=0.5)
 
 
 def test_what_a_question_encodes_for_itself_is_part_of_its_times(run, counting_pipeline):

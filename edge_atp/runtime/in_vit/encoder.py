@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from edge_atp.errors import ConfigError, InferenceError, MissingSignalError, ShapeError
 from edge_atp.pruning.tome import log_sizes
 from edge_atp.runtime.in_vit.base import EncoderRule, GroupView, PatchTokens
+from edge_atp.runtime.lazy_graphs import LazyGraphs
 from edge_atp.runtime.manifest import VisionSpec
 from edge_atp.runtime.outputs import Float
 from edge_atp.runtime.sessions.base import Arrays, Session
@@ -49,17 +50,18 @@ class PrunedVision:
 class GroupedEncoder:
     """Runs ``vision_group.<i>``, ``vision_tail`` and ``vision_cls``.
 
+    May be opened by one thread while another runs it.
     Args:
         open_graph: opens a graph of the directory by its role; called when it is first needed.
-        vision: with group_layers above 0.
+        vision: with group_layers above 0, or nothing can be run.
     """
 
     def __init__(self, open_graph: Callable[[str], Session], vision: VisionSpec) -> None:
-        self._open_graph = open_graph
+        self._graphs = LazyGraphs(open_graph)
         self._vision = vision
-        self._sessions: dict[str, Session] = {}
         size, count = vision.group_layers, vision.consumed_layers
-        self.bounds = [(first, min(first + size, count)) for first in range(0, count, size)]
+        starts = range(0, count, size) if size else ()
+        self.bounds = [(first, min(first + size, count)) for first in starts]
 
     def check(self, rule: EncoderRule) -> None:
         """Refuse a rule that cuts where no group ends.
@@ -77,17 +79,27 @@ class GroupedEncoder:
                 " --vision-groups 1"
             )
 
-    def open(self, *, with_cls: bool = False) -> None:
+    def open(
+        self, *, with_cls: bool = False, should_stop: Callable[[], bool] | None = None
+    ) -> bool:
         """Open the graphs now instead of with the first image.
 
         Args:
             with_cls: also the one behind ``cls_embed``.
+            should_stop: asked before each graph; once true, the rest is left for later.
+        Returns:
+            Whether one of them was not open yet.
         """
-        for number in range(len(self.bounds)):
-            self._session(f"vision_group.{number}")
-        self._session("vision_tail")
+        roles = [f"vision_group.{number}" for number in range(len(self.bounds))]
+        roles.append("vision_tail")
         if with_cls and self._vision.embed_dim:
-            self._session("vision_cls")
+            roles.append("vision_cls")
+        opened = False
+        for role in roles:
+            if should_stop is not None and should_stop():
+                break
+            opened |= self._graphs.open(role)
+        return opened
 
     def encode(
         self, pixel_values: Float, rule: EncoderRule | None = None, on_lap: OnLap | None = None
@@ -108,7 +120,7 @@ class GroupedEncoder:
         cuts: dict[int, NDArray[np.int64]] = {}
         inputs: Arrays = {"pixel_values": pixel_values.astype(np.float32, copy=False)}
         for number, (first, end) in enumerate(self.bounds):
-            out = self._session(f"vision_group.{number}").run(inputs, ("next_attended", *reads))
+            out = self._graphs.get(f"vision_group.{number}").run(inputs, ("next_attended", *reads))
             tokens = replace(tokens, states=out["next_attended"][0])
             lap("vision_encode")
             if rule:
@@ -121,7 +133,7 @@ class GroupedEncoder:
                 "key_bias": self._key_bias(rule, tokens),
             }
         del inputs["key_bias"]
-        hidden_state = self._session("vision_tail").run(inputs)["hidden_state"][0]
+        hidden_state = self._graphs.get("vision_tail").run(inputs)["hidden_state"][0]
         lap("vision_encode")
         if not np.isfinite(hidden_state).all():
             raise InferenceError("the vision encoder gave NaN or infinity; check its precision")
@@ -137,20 +149,13 @@ class GroupedEncoder:
             raise MissingSignalError(
                 "the model directory has no joint image-text space; export with --text-tower"
             )
-        out = self._session("vision_cls").run({"hidden_state": image.hidden_state[None]})
+        out = self._graphs.get("vision_cls").run({"hidden_state": image.hidden_state[None]})
         embed: Float = out["cls_embed"][0]
         return embed
 
     def close(self) -> None:
         """Release the graphs; they are opened again when needed."""
-        for session in self._sessions.values():
-            session.close()
-        self._sessions.clear()
-
-    def _session(self, role: str) -> Session:
-        if role not in self._sessions:
-            self._sessions[role] = self._open_graph(role)
-        return self._sessions[role]
+        self._graphs.close()
 
     @staticmethod
     def _key_bias(rule: EncoderRule | None, tokens: PatchTokens) -> Float:

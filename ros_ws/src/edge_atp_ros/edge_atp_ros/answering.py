@@ -15,7 +15,9 @@ from edge_atp_msgs import msg as msgs
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
 from edge_atp import types
-from edge_atp.pipeline import Encoding, Pipeline
+from edge_atp.encoding import Encoding
+from edge_atp.pipeline import Pipeline
+from edge_atp.timing import encoding_times
 from edge_atp_ros.cameras import Cameras
 from edge_atp_ros.convert import set_frames, to_answer, to_mask_array
 from edge_atp_ros.encodings import Encodings
@@ -183,9 +185,10 @@ class Answerer:
         # The pipeline counts all time before it as waiting; part of it was work on the frames.
         times = replace(
             answer.times,
-            queue_wait=answer.times.queue_wait - spent.preprocess - spent.vision_encode,
+            queue_wait=answer.times.queue_wait - spent.total,
             preprocess=answer.times.preprocess + spent.preprocess,
             vision_encode=answer.times.vision_encode + spent.vision_encode,
+            prune=answer.times.prune + spent.prune,
         )
         if answer.status in (types.Status.FINAL, types.Status.TRUNCATED):
             self._estimator.observe(query, len(images), times.total - times.queue_wait)
@@ -246,19 +249,21 @@ class Answerer:
         images: Sequence[CameraImage],
         stopping: Callable[[], bool],
     ) -> tuple[list[Encoding], types.StageTimes]:
-        """The encoding of each image, and the seconds this took."""
-        encodings, preprocess_s, vision_encode_s = [], 0.0, 0.0
+        """The encoding of each image, and the seconds this took; ``total`` is their sum."""
+        encodings: list[Encoding] = []
+        spent: list[types.StageTimes] = []
         pipeline = loaded.pipeline
         wanted = pipeline.wants_cut(question.query, len(images))
+        # In the inference thread, so that no callback waits for it; each graph is a sign of life.
+        pipeline.open_graphs(wanted, stopping)
         for number, (image, cut) in enumerate(zip(images, wanted, strict=True)):
             _require_wanted(question, stopping)
             stored = question.frames[number] if question.frames else None
             region = loaded.regions.get(image.camera) if stored else None
             encoding, times = self.encodings.encode(pipeline, image, stored, region, cut=cut)
             encodings.append(encoding)
-            preprocess_s += times.preprocess
-            vision_encode_s += times.vision_encode
-        return encodings, types.StageTimes(preprocess=preprocess_s, vision_encode=vision_encode_s)
+            spent.append(times)
+        return encodings, encoding_times(spent)
 
     def _not_yet_seen(
         self, pipeline: Pipeline, question: Question, encodings: list[Encoding]

@@ -1,7 +1,8 @@
 """Frames that have been read and encoded, shared by all questions about them.
 
-A frame is decoded and encoded once, however many questions are asked about it, alone or together
-with other cameras. Bounded: the newest frames of each camera.
+A frame is decoded once, and encoded once in each way that questions want, however many they are,
+alone or together with other cameras. Bounded: the newest frames of each camera, and of each frame
+the encodings used last.
 """
 
 from __future__ import annotations
@@ -13,20 +14,26 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_atp.encoding import Encoding, VisionCut
 from edge_atp.errors import ImageError
-from edge_atp.pipeline import Encoding, Pipeline
+from edge_atp.pipeline import Pipeline
 from edge_atp.timing import StageClock
 from edge_atp.types import SourceRegion, StageTimes
 from edge_atp_ros.frames import CameraImage, StoredFrame
 
 # A frame in use, and the next.
 _PER_CAMERA = 2
+# The whole one, the exported cut's, and two methods' at one budget each: a client that asks with
+# another budget each time about a camera that stands still must not fill the memory.
+_PER_FRAME = 4
 
 
 @dataclass
 class _Known:
     image: CameraImage
-    encodings: dict[tuple[SourceRegion | None, bool], Encoding] = field(default_factory=dict)
+    encodings: OrderedDict[tuple[SourceRegion | None, VisionCut | None], Encoding] = field(
+        default_factory=OrderedDict
+    )
 
 
 class Encodings:
@@ -62,21 +69,23 @@ class Encodings:
         stored: StoredFrame | None,
         region: SourceRegion | None,
         *,
-        cut: bool = False,
+        cut: VisionCut | None = None,
     ) -> tuple[Encoding, StageTimes]:
         """Encode an image, unless it is known.
 
         Args:
             stored: the frame it was read from; None for an image that no camera sent.
             region: the part of the image to look at; None for all of it.
-            cut: with the encoder that drops patches on its way (``Pipeline.wants_cut``).
+            cut: what drops patches on the way through the encoder (``Pipeline.wants_cut``).
         Returns:
-            The encoding, its regions in pixels of the whole image, and the seconds spent now.
+            The encoding, its regions in pixels of the whole image, and the seconds spent now on
+            preprocessing, encoding, and choosing where a cut does that.
         Raises:
             ImageError: it cannot be decoded, or the region does not lie in it.
         """
         known = self._known.get(stored) if stored is not None else None
         if known is not None and (region, cut) in known.encodings:
+            known.encodings.move_to_end((region, cut))
             return known.encodings[region, cut], StageTimes()
         begun_s = time.perf_counter()
         frame = image.frame()
@@ -91,9 +100,13 @@ class Encodings:
         self.num_encoded += 1
         if known is not None:
             known.encodings[region, cut] = encoding
+            if len(known.encodings) > _PER_FRAME:
+                known.encodings.popitem(last=False)
         times = clock.times()
         return encoding, StageTimes(
-            preprocess=times.preprocess + conversion_s, vision_encode=times.vision_encode
+            preprocess=times.preprocess + conversion_s,
+            vision_encode=times.vision_encode,
+            prune=times.prune,
         )
 
     def clear(self) -> None:

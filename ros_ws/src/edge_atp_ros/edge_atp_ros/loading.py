@@ -15,7 +15,9 @@ _WARM_UP_SIZE = (480, 640, 3)
 def load(config: PipelineConfig) -> Pipeline:
     """Load the model and run it once.
 
-    The first run of a backend allocates and tunes; no question should pay for it.
+    The first run of a backend allocates and tunes, and opens the graphs that only the default
+    method needs; no question should pay for it. Those of other methods are opened in the inference
+    thread when one is first asked for.
 
     Raises:
         EdgeAtpError: see ``Pipeline.load``.
