@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable
 from typing import Any
 
 import rclpy
 from edge_atp_msgs.msg import Answer, PatchMask, PatchMaskArray, Query
 from edge_atp_msgs.srv import RemoveQuery, SetQuery
 from rclpy.context import Context
-from rclpy.executors import SingleThreadedExecutor
+from waiting import Spinner
 
 _DEPTH = 1000  # as the node: a burst must not push questions out
 FRAME_ID = "cell_camera_optical_frame"
@@ -40,18 +37,14 @@ class ScriptedVlm:
         self.node.create_subscription(Query, "~/query", self._on_query, _DEPTH)
         self.node.create_service(SetQuery, "~/set_query", self._on_set)
         self.node.create_service(RemoveQuery, "~/remove_query", self._on_remove)
-        self._executor = SingleThreadedExecutor(context=self.context)
-        self._executor.add_node(self.node)
-        self._thread = threading.Thread(target=self._executor.spin, daemon=True)
-        self._thread.start()
+        self._spinner = Spinner(self.node)
 
     def say(self, query_id: str, text: str, sequence: int = 0) -> None:
         """Publish an answer that nobody asked for, as to a standing question."""
         self._publish(Answer(query_id=query_id, sequence=sequence, text=text, **self.fields))
 
     def close(self) -> None:
-        self._executor.shutdown()
-        self._thread.join(5)
+        self._spinner.stop()
         self.node.destroy_node()
         rclpy.shutdown(context=self.context)
 
@@ -96,11 +89,3 @@ def whole_mask(answer: Answer) -> PatchMask:
     mask.grid_rows = mask.grid_cols = 16
     mask.kept = [255] * 32
     return mask
-
-
-def wait_until(holds: Callable[[], Any], timeout_s: float = 30.0) -> None:
-    """Wait until ``holds`` returns something true."""
-    end = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.01)

@@ -195,9 +195,9 @@ def launched(start_process, tmp_path, name: str, *arguments: str):
 
 def test_ros2_launch_brings_the_warehouse_up_and_down(start_process, tmp_path):
     process = launched(start_process, tmp_path, "warehouse")
-    process.wait_for("active: cameras", 30.0)
-    process.wait_for("playing ", 30.0)
-    process.wait_for("what hazard is on the floor? ->", 30.0)
+    process.wait_for("active: cameras")
+    process.wait_for("playing ")
+    process.wait_for("what hazard is on the floor? ->")
     process.signal_group(signal.SIGINT)
 
     assert process.wait() == 0
@@ -208,7 +208,7 @@ def test_ros2_launch_brings_the_warehouse_up_and_down(start_process, tmp_path):
 def test_ros2_launch_replays_and_ends_by_itself(start_process, tmp_path):
     result = tmp_path / "live.mcap"
     process = launched(start_process, tmp_path, "replay", "rate:=4.0", f"out:={result}")
-    assert process.wait(timeout_s=120.0) == 0
+    assert process.wait() == 0
     assert result.is_file()
 
 
@@ -217,4 +217,4 @@ def test_ros2_launch_runs_the_cell(start_process, tmp_path):
     process = launched(start_process, tmp_path, "sim", "num_orders:=1")
     process.wait_for("done: move the", 240.0)
     process.signal_group(signal.SIGINT)
-    assert process.wait(timeout_s=30.0) == 0
+    assert process.wait() == 0

@@ -12,8 +12,8 @@ pytest.importorskip("edge_atp_msgs", reason="needs the built workspace: scripts/
 import rclpy
 from edge_atp_ros.own_thread import OwnThread
 from rclpy.context import Context
-from rclpy.executors import SingleThreadedExecutor
 from std_srvs.srv import Empty
+from waiting import PATIENCE_S, Spinner, wait_until
 
 
 @pytest.fixture
@@ -24,24 +24,17 @@ def context():
     rclpy.shutdown(context=context)
 
 
-def spin(node, context) -> tuple[SingleThreadedExecutor, threading.Thread]:
-    executor = SingleThreadedExecutor(context=context)
-    executor.add_node(node)
-    thread = threading.Thread(target=executor.spin, daemon=True)
-    thread.start()
-    return executor, thread
-
-
-def call(node, name: str, timeout_s: float = 20.0) -> bool:
-    """Whether a service answers."""
+def responds(node, name: str) -> bool:
+    """Whether a service answers; it is asked again, as it may not have matched the client yet."""
     client = node.create_client(Empty, name)
-    assert client.wait_for_service(timeout_s)
-    done = threading.Event()
-    client.call_async(Empty.Request()).add_done_callback(lambda _future: done.set())
-    try:
-        return done.wait(timeout_s)
-    finally:
-        node.destroy_client(client)
+    wait_until(client.service_is_ready, f"service {name}")
+
+    def response() -> bool:
+        done = threading.Event()
+        client.call_async(Empty.Request()).add_done_callback(lambda _future: done.set())
+        return done.wait(5.0)
+
+    return wait_until(response, f"an answer of {name}")
 
 
 def test_it_answers_while_the_executor_is_held_up_and_in_its_own_thread(context):
@@ -56,28 +49,28 @@ def test_it_answers_while_the_executor_is_held_up_and_in_its_own_thread(context)
     def shared(_request, response):
         threads["shared"] = threading.current_thread().name
         held_up.set()
-        go_on.wait(20)
+        go_on.wait()
         return response
 
     group = OwnThread(server, "own")
     server.create_service(Empty, "own", own, callback_group=group)
     server.create_service(Empty, "shared", shared)
     group.start()
-    running = [spin(server, context), spin(client, context)]
-    waiting = threading.Thread(target=call, args=(client, "shared"))
-    waiting.start()
-    assert held_up.wait(20)
+    spinners = [Spinner(server), Spinner(client)]
+    try:
+        caller = client.create_client(Empty, "shared")
+        wait_until(caller.service_is_ready, "service shared")
+        caller.call_async(Empty.Request())
+        assert held_up.wait(PATIENCE_S)
 
-    assert all(call(client, "own") for _ in range(3))
-    go_on.set()
-    waiting.join(20)
-    assert threads["own"] == "own"
-    assert threads["shared"] not in ("own", threading.current_thread().name)
-
-    group.stop()
-    for executor, thread in running:
-        executor.shutdown()
-        thread.join(5)
+        assert all(responds(client, "own") for _ in range(3))
+        assert threads["own"] == "own"
+        assert threads["shared"] not in ("own", threading.current_thread().name)
+    finally:
+        go_on.set()
+        group.stop()
+        for spinner in spinners:
+            spinner.stop()
     server.destroy_node()
     client.destroy_node()
 

@@ -72,7 +72,7 @@ def test_a_wrong_answer_and_a_question_without_one_fail_it(tmp_path):
         {"ask": "what is the gripper holding?", "at": 90.0},
     )
     result = tmp_path / "live.mcap"
-    code, output = play(tmp_path, rate=3.0, queries=queries, out=str(result))
+    code, output = play(tmp_path, rate=2.0, queries=queries, out=str(result))
 
     assert code == 1, output
     assert f"{HAZARD} none x" in output

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from edge_atp_ros.system import (
     parse_camera_topics,
     warehouse,
 )
+from waiting import wait_until
 
 SHARE = Path(__file__).resolve().parents[2] / "launch"
 
@@ -202,10 +202,3 @@ def test_the_runner_restarts_what_respawns_and_reports_what_ended(tmp_path, monk
         pid = runner.pid("sleeper")
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
-
-
-def wait_until(holds) -> None:
-    end = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.02)

@@ -25,6 +25,8 @@ SEGMENT_BYTES = 67_108_864
 WIDTH, HEIGHT = 640, 480
 NUM_IMAGES = 100
 RATE_HZ = 30.0
+# Without a profile 6 to 58 of a stream's images arrive: of ten such streams none is whole, either.
+MOST_STREAMS = 10
 # What ListQueries may take, a call that is held up included.
 SERVICE_MS = 100
 
@@ -105,10 +107,10 @@ def subscribe() -> None:
     ids=lambda profile: profile.stem,
 )
 def test_every_raw_image_arrives_with_the_profile(start_process, profile):
-    """In one of three streams: no transport gets images through to a reader that is starved."""
+    """In one of several streams: no transport gets images through to a reader that is starved."""
     expected = [str(number) for number in range(NUM_IMAGES)]
     arrived: list[list[str]] = []
-    while len(arrived) < 3 and expected not in arrived:
+    while len(arrived) < MOST_STREAMS and expected not in arrived:
         arrived.append(stream(start_process, profile))
     assert expected in arrived, [len(numbers) for numbers in arrived]
 

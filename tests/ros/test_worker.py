@@ -16,6 +16,7 @@ from edge_atp_ros.refusals import IdInUseError, RejectedError
 from edge_atp_ros.scheduling import Scheduler
 from edge_atp_ros.worker import Worker
 from sensor_msgs.msg import Image
+from waiting import PATIENCE_S, wait_until
 
 from edge_atp.errors import InvalidQueryError
 from edge_atp.types import Query
@@ -94,16 +95,9 @@ def worker(log, camera):
     worker.stop()
 
 
-def wait_until(holds) -> None:
-    end = time.monotonic() + 5
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
 def test_higher_priority_first_then_order_of_arrival(worker, log):
     worker.submit(question("first"))
-    log.begun.wait(5)
+    assert log.begun.wait(PATIENCE_S)
     for name, priority in (("a", 0), ("b", 1), ("c", 0), ("d", 1)):
         worker.submit(question(name, priority))
     log.release.set()
@@ -114,7 +108,7 @@ def test_higher_priority_first_then_order_of_arrival(worker, log):
 
 def test_a_full_queue_rejects(worker, log):
     worker.submit(question("running"))
-    log.begun.wait(5)
+    assert log.begun.wait(PATIENCE_S)
     for number in range(4):
         worker.submit(question(str(number)))
     assert len(worker) == 4
@@ -124,7 +118,7 @@ def test_a_full_queue_rejects(worker, log):
 
 def test_an_id_is_free_again_once_answered(worker, log):
     worker.submit(question("same"))
-    log.begun.wait(5)
+    assert log.begun.wait(PATIENCE_S)
     with pytest.raises(IdInUseError, match="in use"):
         worker.submit(question("same"))
     log.release.set()
@@ -136,7 +130,7 @@ def test_an_id_is_free_again_once_answered(worker, log):
 
 def test_stopping_serves_or_cancels_each_question_once(worker, log):
     worker.submit(question("running"))
-    log.begun.wait(5)
+    assert log.begun.wait(PATIENCE_S)
     for name in ("x", "y", "z"):
         worker.submit(question(name))
     worker.stop()
@@ -166,7 +160,7 @@ def test_it_serves_again_after_a_stop(worker, log):
 
 def test_a_question_taken_back_is_not_served(worker, log):
     worker.submit(question("running"))
-    log.begun.wait(5)
+    assert log.begun.wait(PATIENCE_S)
     waiting = question("waiting")
     worker.submit(waiting)
     assert worker.withdraw(waiting)
@@ -178,7 +172,7 @@ def test_a_question_taken_back_is_not_served(worker, log):
 
 def test_giving_up_hands_out_what_is_held_and_takes_nothing_more(worker, log):
     worker.submit(question("stuck"))
-    log.begun.wait(5)
+    assert log.begun.wait(PATIENCE_S)
     worker.submit(question("waiting"))
     assert [item.query_id for item in worker.abandon()] == ["stuck", "waiting"]
     with pytest.raises(RejectedError, match="not active"):
@@ -213,7 +207,7 @@ def test_a_new_standing_question_is_asked_about_the_frame_that_is_there(worker, 
 def test_removing_a_standing_question_ends_its_answer_under_way(worker, log, camera):
     worker.hold(standing("s"))
     camera.take(worker)
-    log.begun.wait(5)
+    assert log.begun.wait(PATIENCE_S)
     assert not log.items[0].canceled()
     assert worker.release("s") == 1
     assert log.items[0].canceled()
@@ -223,7 +217,7 @@ def test_removing_a_standing_question_ends_its_answer_under_way(worker, log, cam
 def test_a_replaced_standing_question_ends_its_answer_and_counts_on(worker, log, camera):
     worker.hold(standing("s"))
     camera.take(worker)
-    log.begun.wait(5)
+    assert log.begun.wait(PATIENCE_S)
     assert worker.hold(standing("s"))
     assert log.items[0].canceled()
     log.release.set()
