@@ -1,14 +1,15 @@
 """Fixtures for tests that start real processes over DDS.
 
-Every module gets a ROS domain of its own and stays on this machine, so that test runs beside
-each other, or beside a robot, do not hear each other. Processes are started in groups, ended as
-groups, and their output is shown when the test fails.
+Every module gets a ROS domain of its own and stays on this machine, so that modules after each
+other, test runs beside each other, or a robot, do not hear each other. Processes are started in
+groups, ended as groups, and their output is shown when the test fails.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import signal
 import subprocess
@@ -16,11 +17,17 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+if TYPE_CHECKING:
+    from vlm_client import VlmClient
+
 # Above 101 the DDS ports of a domain reach into Linux's range of ephemeral ports.
 LAST_DOMAIN_ID = 101
+# Where each module's search begins: what the module before may have left behind is elsewhere.
+_first_offsets = itertools.count(os.getpid())
 
 
 class NodeProcess:
@@ -49,7 +56,7 @@ class NodeProcess:
     def is_running(self) -> bool:
         return self._popen.poll() is None
 
-    def wait_for(self, text: str, timeout_s: float = 60.0) -> str:
+    def wait_for(self, text: str, timeout_s: float = 120.0) -> str:
         """Wait until the output contains `text`; return the output so far."""
         end = time.monotonic() + timeout_s
         while True:
@@ -62,7 +69,7 @@ class NodeProcess:
                 pytest.fail(f"{self.command} {state} and did not say {text!r}:\n{output}")
             time.sleep(0.02)
 
-    def wait(self, timeout_s: float = 60.0) -> int:
+    def wait(self, timeout_s: float = 120.0) -> int:
         """Wait until the process ends by itself; return its exit status."""
         return self._popen.wait(timeout_s)
 
@@ -88,7 +95,7 @@ def _reserved_domain() -> Iterator[int]:
     """Hold a ROS domain id that no other test run on this machine holds."""
     folder = Path(tempfile.gettempdir()) / f"edge_atp_ros_domains_{os.getuid()}"
     folder.mkdir(exist_ok=True)
-    first = os.getpid()
+    first = next(_first_offsets)
     for offset in range(LAST_DOMAIN_ID):
         domain_id = 1 + (first + offset) % LAST_DOMAIN_ID
         with (folder / str(domain_id)).open("w") as lock:
@@ -151,6 +158,37 @@ def start_module_process(
 
 
 STARTED = pytest.StashKey[list[NodeProcess]]()
+
+
+# The imports below need the built workspace; the modules that lack it are skipped before.
+
+
+@pytest.fixture(scope="module")
+def node(start_module_process: StartProcess) -> NodeProcess:
+    """The active VLM node of a module, which may start another under this name."""
+    from vlm_client import start_vlm_node
+
+    process: NodeProcess = start_vlm_node(start_module_process)
+    return process
+
+
+@pytest.fixture(scope="module")
+def client(node: NodeProcess) -> Iterator[VlmClient]:
+    """The client that all tests of a module share; the node hears it."""
+    from vlm_client import VlmClient
+
+    with VlmClient() as client:
+        client.wait_until_active()
+        yield client
+
+
+@pytest.fixture
+def early_client() -> Iterator[VlmClient]:
+    """A client of one test's own that is there before any node."""
+    from vlm_client import VlmClient
+
+    with VlmClient() as client:
+        yield client
 
 
 @pytest.hookimpl(wrapper=True)

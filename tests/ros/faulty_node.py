@@ -16,14 +16,6 @@ from collections.abc import Callable
 from typing import Any
 
 
-def command(*parameters: str) -> list[str]:
-    """Command line that starts this node with ROS parameters."""
-    line = [sys.executable, __file__, "--ros-args"]
-    for parameter in ("autostart:=true", "frame_wait:=1.0", *parameters):
-        line += ["-p", parameter]
-    return line
-
-
 def ort_allocation_failure() -> None:
     """What ONNX Runtime raises when its arena cannot grow (text from a real run)."""
     from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
@@ -76,6 +68,7 @@ FAULTS: dict[str, tuple[Callable[[], None], str]] = {
 ENDLESS = "describe the scene endlessly."
 # Vision, text, projection and prefill; the first tokens are out by then.
 RUNS_BEFORE_HOLDING = 6
+PROGRAM = (__file__,)
 _armed: list[tuple[Callable[[], None], str]] = []
 _served: dict[str, Any] = {}
 

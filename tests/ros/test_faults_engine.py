@@ -7,23 +7,13 @@ import pytest
 pytest.importorskip("edge_atp_msgs", reason="needs the built workspace: scripts/with_ros")
 
 from edge_atp_msgs.msg import Answer
-from faulty_node import command
-from vlm_client import VlmClient, assert_answers, make_image, pattern
+from faulty_node import PROGRAM
+from vlm_client import assert_answers, make_image, pattern, start_vlm_node
 
 
 @pytest.fixture(scope="module")
 def node(start_module_process):
-    process = start_module_process(command(), name="vlm_node")
-    process.wait_for("active: cameras")
-    return process
-
-
-@pytest.fixture(scope="module")
-def client(node):
-    client = VlmClient()
-    client.wait_until_active()
-    yield client
-    client.close()
+    return start_vlm_node(start_module_process, program=PROGRAM)
 
 
 @pytest.mark.parametrize(

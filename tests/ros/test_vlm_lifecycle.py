@@ -16,10 +16,12 @@ import pytest
 pytest.importorskip("edge_atp_msgs", reason="needs the built workspace: scripts/with_ros")
 
 from edge_atp_msgs.msg import Answer
+from edge_atp_ros import runner as runner_module
 from edge_atp_ros.runner import Runner
 from edge_atp_ros.system import NO_BAG, WarehouseArguments, warehouse
+from faulty_node import ENDLESS, PROGRAM
 from lifecycle_msgs.msg import Transition
-from vlm_client import VlmClient, make_image, pattern
+from vlm_client import QUESTION, VlmClient, make_image, pattern
 
 from edge_atp.runtime.find_model import find_model
 
@@ -29,10 +31,8 @@ FINAL = {Answer.STATUS_FINAL, Answer.STATUS_TRUNCATED}
 
 
 @pytest.fixture
-def client():
-    client = VlmClient()
-    yield client
-    client.close()
+def client(early_client):
+    return early_client
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +107,10 @@ def test_a_damaged_model_is_refused_at_configure_until_it_is_mended(
 
 
 def test_every_cycle_of_transitions_serves_again_and_nothing_is_lost(client, start_process):
-    process = start_process(NODE)
+    # One question lasts until the node is deactivated, however late that is.
+    process = start_process([sys.executable, *PROGRAM])
     process.wait_for("unconfigured")
+    num_threads = psutil.Process(process.pid).num_threads
     threads = []
     assert not client.change_state(Transition.TRANSITION_ACTIVATE), "not configured yet"
     assert client.state() == "unconfigured", "a refused transition leaves the node alive"
@@ -117,7 +119,7 @@ def test_every_cycle_of_transitions_serves_again_and_nothing_is_lost(client, sta
         assert client.change_state(Transition.TRANSITION_ACTIVATE)
         client.wait_until_active()
         assert client.ask_about(make_image(pattern())).status in FINAL
-        ids = [client.send() for _ in range(30)]
+        ids = [client.send(ENDLESS if n == 10 else QUESTION) for n in range(30)]
         client.answer_to(ids[0])
         assert client.change_state(Transition.TRANSITION_DEACTIVATE)
         answers = [client.answer_to(query_id) for query_id in ids]
@@ -125,9 +127,10 @@ def test_every_cycle_of_transitions_serves_again_and_nothing_is_lost(client, sta
         assert statuses <= FINAL | {Answer.STATUS_CANCELED}
         assert Answer.STATUS_CANCELED in statuses
         assert client.change_state(Transition.TRANSITION_CLEANUP)
-        threads.append(psutil.Process(process.pid).num_threads())
+        # Threads that have been joined are still counted for a moment.
+        threads.append(num_threads())
+        client.wait(lambda: num_threads() <= threads[0], "cleanup releases the engine's threads")
     assert client.state() == "unconfigured"
-    assert len(set(threads)) == 1, "cleanup releases the engine and its threads"
     assert "Traceback" not in process.output()
 
 
@@ -142,7 +145,7 @@ def test_a_signal_in_the_middle_of_answers_ends_the_node_in_order(client, start_
     process.signal_group(number)
     process.signal_group(number)  # `ros2 launch` sends it again
 
-    assert process.wait(timeout_s=3.0) == 0
+    assert process.wait() == 0
     assert "Traceback" not in process.output()
 
 
@@ -151,7 +154,7 @@ def test_an_interrupt_during_start_up_is_as_quiet(start_process):
     process.wait_for("Initializing")  # the middleware is up, the model not yet loaded
     process.signal_group(signal.SIGINT)
 
-    assert process.wait(timeout_s=5.0) == 0
+    assert process.wait() == 0
     assert "Traceback" not in process.output()
 
 
@@ -189,7 +192,9 @@ def test_without_the_core_library_it_names_the_interpreter(start_process, tmp_pa
     assert "Traceback" not in process.output()
 
 
-def test_a_killed_node_comes_back_to_active(client, tmp_path):
+def test_a_killed_node_comes_back_to_active(client, tmp_path, monkeypatch):
+    # A node on a far too busy machine may take its time to end; it must not be killed for that.
+    monkeypatch.setattr(runner_module, "_ESCALATION", ((signal.SIGINT, 120.0), (signal.SIGKILL, 5)))
     arguments = WarehouseArguments(bag=NO_BAG, planner=False)
     with Runner(warehouse(arguments, SHARE), tmp_path) as runner:
         client.wait_until_active()
@@ -200,10 +205,7 @@ def test_a_killed_node_comes_back_to_active(client, tmp_path):
         client.wait(lambda: runner.log("vlm_node").count("active: cameras") == 2, "active again")
         assert runner.pid("vlm_node") != killed
         # A new client: the old one still counts the dead node's subscriptions for a while.
-        newcomer = VlmClient()
-        try:
+        with VlmClient() as newcomer:
             newcomer.wait_until_active()
             assert newcomer.ask_about(make_image(pattern())).status in FINAL
-        finally:
-            newcomer.close()
         assert runner.stop() == {"vlm_node": 0}

@@ -11,30 +11,15 @@ pytest.importorskip("edge_atp_msgs", reason="needs the built workspace: scripts/
 from edge_atp_msgs.msg import Answer, PruneConfig
 from vlm_client import (
     QUESTION,
-    VlmClient,
     assert_answers,
     bits,
     make_compressed,
     make_image,
     pattern,
-    start_vlm_node,
 )
 
 RATIO = PruneConfig.POLICY_KEEP_RATIO
 OFF = {"policy": PruneConfig.POLICY_OFF}
-
-
-@pytest.fixture(scope="module")
-def node(start_module_process):
-    return start_vlm_node(start_module_process)
-
-
-@pytest.fixture(scope="module")
-def client(node):
-    client = VlmClient()
-    client.wait_until_active()
-    yield client
-    client.close()
 
 
 def yuv422(rgb: np.ndarray, order: str) -> np.ndarray:
@@ -154,7 +139,7 @@ def test_the_policy_decides_how_many_tokens_are_kept(client, prune, kept):
 
 @pytest.mark.parametrize("method", ["atp", "cls_topk", "random"])
 def test_keeping_everything_gives_the_text_of_no_pruning(client, method):
-    client.images.publish(make_image(pattern()))
+    client.show(make_image(pattern()))
     dense = client.ask(prune=OFF)
     full = client.ask(prune={"policy": RATIO, "keep_ratio": 1.0, "method": method})
 
@@ -164,7 +149,7 @@ def test_keeping_everything_gives_the_text_of_no_pruning(client, method):
 
 
 def test_alpha_zero_ignores_the_question(client):
-    client.images.publish(make_image(pattern()))
+    client.show(make_image(pattern()))
     masks = {}
     for alpha in (0.0, 1.0):
         for text in (QUESTION, "where is the red drum?"):
@@ -178,7 +163,7 @@ def test_alpha_zero_ignores_the_question(client):
 
 
 def test_the_same_frame_and_question_give_the_same_answer_and_mask(client):
-    client.images.publish(make_image(pattern(seed=3)))
+    client.show(make_image(pattern(seed=3)))
     first, second = client.ask(), client.ask()
 
     assert (first.text, first.confidence) == (second.text, second.confidence)

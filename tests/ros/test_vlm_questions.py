@@ -9,7 +9,7 @@ pytest.importorskip("edge_atp_msgs", reason="needs the built workspace: scripts/
 from builtin_interfaces.msg import Duration
 from edge_atp_msgs.msg import Answer, ModelInfo, PruneConfig
 from rclpy.qos import DurabilityPolicy, QoSProfile
-from vlm_client import QUESTION, VlmClient, assert_answers, make_image, pattern, start_vlm_node
+from vlm_client import QUESTION, assert_answers, make_image, pattern, start_vlm_node
 
 from edge_atp import types
 from edge_atp.cost_model import CostModel
@@ -48,14 +48,6 @@ def node(start_module_process, calibration):
     return start_vlm_node(start_module_process, f"calibration:={calibration}")
 
 
-@pytest.fixture(scope="module")
-def client(node):
-    client = VlmClient()
-    client.wait_until_active()
-    yield client
-    client.close()
-
-
 def budget(milliseconds: int) -> dict:
     duration = Duration(nanosec=milliseconds * 1_000_000)
     return {"policy": PruneConfig.POLICY_LATENCY_BUDGET, "latency_budget": duration}
@@ -64,7 +56,7 @@ def budget(milliseconds: int) -> dict:
 # First, before any answer corrects the prediction.
 def test_a_latency_budget_picks_how_many_tokens_are_kept(client):
     image = make_image(pattern())
-    client.images.publish(image)
+    client.show(image)
     kept = {}
     for milliseconds in (30, 60):
         answer = client.ask(prune=budget(milliseconds), choices=CHOICES)  # corrects nothing
@@ -78,7 +70,7 @@ def test_a_latency_budget_picks_how_many_tokens_are_kept(client):
 def test_the_default_latency_budget_is_a_parameter_and_is_announced(client):
     latched = QoSProfile(depth=5, durability=DurabilityPolicy.TRANSIENT_LOCAL)
     infos = client.listen(ModelInfo, "/vlm_node/model_info", latched)
-    client.images.publish(make_image(pattern()))
+    client.show(make_image(pattern()))
     dense = client.ask(choices=CHOICES).tokens.visual_kept
     assert client.set_parameter("latency_budget_ms", 30.0).successful
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 
 import numpy as np
@@ -20,33 +21,27 @@ from vlm_client import (
     bits,
     make_image,
     pattern,
-    start_vlm_node,
 )
 
 RATIO = PruneConfig.POLICY_KEEP_RATIO
+MOST_STREAMS = 10  # see test_transport
 
 
-@pytest.fixture(scope="module")
-def node(start_module_process):
-    return start_vlm_node(start_module_process)
+def received(client: VlmClient) -> int:
+    return int(client.diagnostic("/vlm_node: camera camera", "frames_received"))
 
 
-@pytest.fixture(scope="module")
-def client(node):
-    client = VlmClient()
-    client.wait_until_active()
-    yield client
-    client.close()
-
-
-def test_each_question_of_a_burst_gets_exactly_one_final_answer(client):
-    client.images.publish(make_image(pattern()))
+def test_each_question_of_a_burst_gets_exactly_one_final_answer(client, node):
+    client.show(make_image(pattern()))
     client.ask()
+    # However slow this side is, the burst reaches the node at once: it is held meanwhile.
+    node.signal_group(signal.SIGSTOP)
     ids = [client.send() for _ in range(200)]
+    node.signal_group(signal.SIGCONT)
     for query_id in ids:
         client.answer_to(query_id)
 
-    time.sleep(0.3)  # for a second answer that must not come
+    client.ask()  # answered last: a second answer to any of them would have come before
     finals = [answer for answer in client.answers if answer.query_id in set(ids)]
     assert sorted(answer.query_id for answer in finals) == sorted(ids)
     codes = {answer.error_code for answer in finals}
@@ -55,13 +50,12 @@ def test_each_question_of_a_burst_gets_exactly_one_final_answer(client):
     assert "queue is full" in rejected.error_msg
 
 
-def test_all_of_100_raw_images_at_30_hz_arrive_while_questions_are_answered(client, node):
-    """In one of three streams: no transport gets images through to a node that is starved."""
-    camera = "/vlm_node: camera camera"
+def test_all_of_100_raw_images_at_30_hz_arrive_while_questions_are_answered(client):
+    """In one of several streams: no transport gets images through to a node that is starved."""
     pixels = pattern()
     arrived = []
-    while len(arrived) < 3 and 100 not in arrived:
-        before = int(client.diagnostic(camera, "frames_received"))
+    while len(arrived) < MOST_STREAMS and 100 not in arrived:
+        before = received(client)
         asked = []
         due = time.monotonic()
         for number in range(100):
@@ -71,24 +65,29 @@ def test_all_of_100_raw_images_at_30_hz_arrive_while_questions_are_answered(clie
             due += 1 / 30
             time.sleep(max(0.0, due - time.monotonic()))
         answers = [client.answer_to(query_id) for query_id in asked]
-        time.sleep(0.5)
-        arrived.append(int(client.diagnostic(camera, "frames_received")) - before)
+        client.show(make_image(pixels))  # what came before it has arrived, or never will
+        arrived.append(received(client) - before - 1)
     assert 100 in arrived, arrived
     assert all(answer.error_code == Answer.ERROR_NONE for answer in answers)
     stamps = [answer.header.stamp.sec for answer in answers]
     assert stamps == sorted(stamps), "a later question is answered about a later frame"
 
 
-def send_images(client: VlmClient, count: int) -> None:
-    """Publish images, and wait until the node has them all."""
-    camera = "/vlm_node: camera camera"
-    before = int(client.diagnostic(camera, "frames_received"))
-    for _ in range(count):
-        client.images.publish(make_image(pattern()))
-        time.sleep(0.05)
-    client.wait(
-        lambda: int(client.diagnostic(camera, "frames_received")) == before + count, "all arrive"
-    )
+def send_images(client: VlmClient, count: int) -> int:
+    """Publish images until at least ``count`` have arrived: best effort may lose some.
+
+    Returns:
+        How many of those that arrived no question has used.
+    """
+    before, rounds = received(client), 0
+    while True:
+        for _ in range(count - 1):
+            client.images.publish(make_image(pattern()))
+        client.show(make_image(pattern()))  # the one that is used: the newest
+        rounds += 1
+        arrived = received(client) - before
+        if arrived >= count:
+            return arrived - rounds
 
 
 def test_dropped_frames_are_counted(client):
@@ -98,23 +97,25 @@ def test_dropped_frames_are_counted(client):
     assert answer.frames_dropped == 0, "none arrived after this question"
 
     client.ask(query_id="dropped-3")
-    send_images(client, 4)
+    dropped = send_images(client, 4)
     client.send(query_id="dropped-3")
     again = client.wait(
         lambda: [a for a in client.answers if a.query_id == "dropped-3"][1:], "second answer"
     )[0]
-    assert again.frames_dropped == 3, "four arrived since the last answer, one was used"
+    assert dropped >= 3
+    assert again.frames_dropped == dropped, "of those since the last answer, the last was used"
     assert again.sequence == 1
 
 
 def test_a_text_question_gets_an_id_and_an_answer(client):
     image = make_image(pattern())
-    client.images.publish(image)
-    known = len(client.answers)
+    client.show(image)
+    known = {answer.query_id for answer in client.answers}
     client.send_text(QUESTION)
-    client.wait(lambda: len(client.answers) > known, "answer to a text")
+    answer = client.wait(
+        lambda: next((a for a in client.answers if a.query_id not in known), None), "answer"
+    )
 
-    answer = client.answers[known]
     assert answer.query_id
     assert_answers(client, answer, image)
 
@@ -123,25 +124,25 @@ def test_an_old_frame_is_stale_only_for_a_question_that_minds(client):
     now = client.node.get_clock().now()
     fresh, old = make_image(pattern()), make_image(pattern())
     fresh.header.stamp = now.to_msg()
-    old.header.stamp.sec = now.to_msg().sec - 60
-    ten_seconds = Duration(sec=10)
-    assert client.ask_about(fresh, max_frame_age=ten_seconds).error_code == Answer.ERROR_NONE
-    stale = client.ask_about(old, max_frame_age=ten_seconds)
+    old.header.stamp.sec = now.to_msg().sec - 3600
+    minutes = Duration(sec=300)
+    assert client.ask_about(fresh, max_frame_age=minutes).error_code == Answer.ERROR_NONE
+    stale = client.ask_about(old, max_frame_age=minutes)
     assert (stale.status, stale.error_code) == (Answer.STATUS_ERROR, Answer.ERROR_STALE_FRAME)
     assert stale.header == old.header
     answered = client.ask()
     assert answered.error_code == Answer.ERROR_NONE
-    assert answered.latency.frame_age == pytest.approx(60, abs=10)
+    assert answered.latency.frame_age == pytest.approx(3600, abs=300)
 
 
 def test_a_deadline_that_has_passed_is_answered_expired(client):
-    client.images.publish(make_image(pattern()))
+    client.show(make_image(pattern()))
     answer = client.ask(deadline=Duration(nanosec=1))
 
     assert answer.status == Answer.STATUS_EXPIRED
     assert answer.error_code == Answer.ERROR_TIMEOUT
     assert "deadline" in answer.error_msg
-    assert client.ask(deadline=Duration(sec=20)).error_code == Answer.ERROR_NONE
+    assert client.ask(deadline=Duration(sec=100)).error_code == Answer.ERROR_NONE
 
 
 def test_pictures_show_the_mask_in_the_cameras_pixels(client):

@@ -8,25 +8,33 @@ import itertools
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import rclpy
+from builtin_interfaces.msg import Duration
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from edge_atp_msgs.msg import Answer, PatchMaskArray, PruneConfig, Query
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import GetParameters, SetParameters
 from rclpy.context import Context
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter, parameter_value_to_python
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
+from rclpy.time import Time
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
+from waiting import PATIENCE_S, Spinner
 
-TIMEOUT_S = 120.0
 QUESTION = "what is the gripper holding?"
+VLM_NODE = ("-m", "edge_atp_ros.vlm_node")
+# Longer than a sound node takes to say which image is its newest: that image was lost by then.
+LOST_S = 5.0
+MOST_SENT = 20
+# An age that no image is younger than: a question with this limit is refused, and its refusal
+# names the newest image.
+NO_AGE = Duration(nanosec=1)
 _numbers = itertools.count(1)
 
 
@@ -72,7 +80,11 @@ def bits(mask: Any) -> np.ndarray:
 
 
 class VlmClient:
-    """Publishes images and questions, collects everything the node says."""
+    """Publishes images and questions, collects everything the node says.
+
+    Images are sent best effort: a machine that is too busy loses some. ``show`` and ``ask_about``
+    send an image again until the node has it.
+    """
 
     def __init__(self, node: str = "/vlm_node", camera: str = "/camera/image_raw") -> None:
         self._name = node
@@ -84,6 +96,7 @@ class VlmClient:
         self.partials: list[Answer] = []
         self.masks: list[PatchMaskArray] = []
         self.diagnostics: dict[str, dict[str, str]] = {}
+        self._services: dict[str, Any] = {}
         self.status_listeners: list[Callable[[DiagnosticStatus], None]] = []
         deep = QoSProfile(depth=2000)
         # In this order: see ``wait_until_active``.
@@ -96,14 +109,16 @@ class VlmClient:
         )
         self.texts = self.node.create_publisher(String, f"{node}/query_text", deep)
         self.queries = self.node.create_publisher(Query, f"{node}/query", deep)
-        self._executor = SingleThreadedExecutor(context=self._context)
-        self._executor.add_node(self.node)
-        self._thread = threading.Thread(target=self._executor.spin, daemon=True)
-        self._thread.start()
+        self._spinner = Spinner(self.node)
+
+    def __enter__(self) -> VlmClient:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
 
     def close(self) -> None:
-        self._executor.shutdown()
-        self._thread.join(5.0)
+        self._spinner.stop()
         self.node.destroy_node()
         rclpy.shutdown(context=self._context)
 
@@ -120,14 +135,10 @@ class VlmClient:
         self.wait(lambda: all(self.node.count_publishers(t) for t in topics), "node publishes")
         self.wait(self.is_heard, "the node answers")
 
-    def is_heard(self, publisher: Any = None) -> bool:
-        """Whether a greeting gets its answer soon; one may be lost before its way back is open.
-
-        Args:
-            publisher: of questions, to greet with; the client's own by default.
-        """
+    def is_heard(self) -> bool:
+        """Whether a greeting gets its answer soon; one may be lost before its way back is open."""
         query_id = f"greeting-{next(_numbers)}"
-        (publisher or self.queries).publish(Query(query_id=query_id))
+        self.queries.publish(Query(query_id=query_id))
         with contextlib.suppress(AssertionError):
             self.answer_to(query_id, timeout_s=1.0)
             with self._changed:  # with the answers to earlier greetings that came late
@@ -137,7 +148,22 @@ class VlmClient:
             return True
         return False
 
-    def wait(self, holds: Callable[[], Any], what: str, timeout_s: float = TIMEOUT_S) -> Any:
+    def settle(self) -> None:
+        """Wait until the node, in whatever state, has matched all that this client has created.
+
+        A service does not answer a client that it has not matched yet, and it matches this one, a
+        publisher and a subscription, after those that were created before it.
+        """
+        probe = self._create_client(GetState, "get_state")
+        self.wait(lambda: self._responds(probe), "the node has matched this client")
+
+    def _responds(self, probe: Any) -> bool:
+        future = probe.call_async(GetState.Request())
+        with contextlib.suppress(AssertionError):
+            return self.wait(future.done, "get_state", timeout_s=1.0)
+        return False
+
+    def wait(self, holds: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S) -> Any:
         """Wait until ``holds`` returns something true; return it."""
         end = time.monotonic() + timeout_s
         with self._changed:
@@ -148,17 +174,13 @@ class VlmClient:
             return result
 
     def listen(self, kind: type, topic: str, qos: Any = 10) -> list[Any]:
-        """Subscribe to what the active node publishes; returns the list that fills up.
+        """Subscribe to what the node publishes; returns the list that fills up.
 
-        Waits until the node has matched it: a publisher created after it has been, by then.
+        Waits until the node has matched it.
         """
         received = self.listen_later(kind, topic, qos)
         self.wait(lambda: self.node.count_publishers(topic), f"publisher of {topic}")
-        later = self.node.create_publisher(Query, f"{self._name}/query", 10)
-        try:
-            self.wait(lambda: self.is_heard(later), f"the node has matched {topic}")
-        finally:
-            self.node.destroy_publisher(later)
+        self.settle()
         return received
 
     def listen_later(self, kind: type, topic: str, qos: Any = 200) -> list[Any]:
@@ -184,22 +206,39 @@ class VlmClient:
         """Publish a question and wait for its answer."""
         return self.answer_to(self.send(text, **fields))
 
-    def ask_about(self, image: Image | CompressedImage, text: str = QUESTION, **fields: Any) -> Any:
-        """Publish an image, then a question about it, and wait for the answer.
+    def show(
+        self, image: Image | CompressedImage, publisher: Any = None, cameras: Sequence[str] = ()
+    ) -> int:
+        """Publish an image, again if it is lost, until it is the newest that the node has.
 
-        On its own topic, the question may overtake the image; then it is asked again.
+        Args:
+            publisher: of the image; by default the one of this client for its type.
+            cameras: the camera it comes from, if the node has several.
+        Returns:
+            How often it was published.
         """
-        publisher = self.images if isinstance(image, Image) else self.compressed
-        publisher.publish(image)
-        end = time.monotonic() + TIMEOUT_S
-        while True:
-            answer = self.ask(text, **fields)
-            overtook = answer.error_code in (Answer.ERROR_NONE, Answer.ERROR_NO_FRAME)
-            if not overtook or answer.header == image.header or time.monotonic() > end:
-                return answer
-            self.answers.remove(answer)
+        publisher = publisher or (self.images if isinstance(image, Image) else self.compressed)
+        for count in range(1, MOST_SENT + 1):
+            publisher.publish(image)
+            lost = time.monotonic() + LOST_S
+            while time.monotonic() < lost:
+                if self.newest_header(cameras) == image.header:
+                    return count
+        raise AssertionError(f"the node has not got the image of {image.header}")
 
-    def answer_to(self, query_id: str, timeout_s: float = TIMEOUT_S) -> Answer:
+    def newest_header(self, cameras: Sequence[str] = ()) -> Any:
+        """The header of the newest image the node has; blank if it has none."""
+        answer = self.ask(cameras=list(cameras), max_frame_age=NO_AGE)
+        with self._changed:
+            self.answers.remove(answer)
+        return answer.header
+
+    def ask_about(self, image: Image | CompressedImage, text: str = QUESTION, **fields: Any) -> Any:
+        """Show the node an image, ask about it, and wait for the answer."""
+        self.show(image, cameras=fields.get("cameras", ()))
+        return self.ask(text, **fields)
+
+    def answer_to(self, query_id: str, timeout_s: float = PATIENCE_S) -> Answer:
         return self.wait(
             lambda: next((a for a in self.answers if a.query_id == query_id), None),
             f"answer to {query_id}",
@@ -214,10 +253,14 @@ class VlmClient:
         )
 
     def diagnostic(self, name: str, key: str) -> str:
-        """A value of the newest diagnostics that arrive after this call."""
-        with self._changed:
-            self.diagnostics.pop(name, None)
-        return self.wait(lambda: self.diagnostics.get(name), f"diagnostics of {name}")[key]
+        """A value of the newest diagnostics that were published after this call."""
+        asked_ns = self.node.get_clock().now().nanoseconds
+
+        def published_since() -> dict[str, str] | None:
+            known = self.diagnostics.get(name)
+            return known if known and int(known["stamp_ns"]) > asked_ns else None
+
+        return self.wait(published_since, f"diagnostics of {name}")[key]
 
     def set_parameter(self, name: str, value: Any) -> Any:
         """Set a parameter of the node; returns the SetParametersResult."""
@@ -241,13 +284,18 @@ class VlmClient:
         return self.call(GetState, "get_state", GetState.Request()).current_state.label
 
     def call(self, kind: Any, name: str, request: Any) -> Any:
+        """Call a service of the node; returns its response."""
+        if name not in self._services:
+            # Kept: one that is destroyed while the thread is about to wait on it ends the thread.
+            self._services[name] = self._create_client(kind, name)
+            self.settle()
+        future = self._services[name].call_async(request)
+        return self.wait(future.result, f"service {name}")
+
+    def _create_client(self, kind: Any, name: str) -> Any:
         client = self.node.create_client(kind, f"{self._name}/{name}")
-        assert client.wait_for_service(TIMEOUT_S), f"no service {name}"
-        future = client.call_async(request)
-        try:
-            return self.wait(future.result, f"service {name}")
-        finally:
-            self.node.destroy_client(client)
+        self.wait(client.service_is_ready, f"service {name} is there")
+        return client
 
     def _collect(self, kind: type, topic: str, qos: Any, into: list[Any]) -> None:
         def store(message: Any) -> None:
@@ -258,10 +306,12 @@ class VlmClient:
         self.node.create_subscription(kind, topic, store, qos)
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        stamp_ns = Time.from_msg(message.header.stamp).nanoseconds
         with self._changed:
             for status in message.status:
                 values = {entry.key: entry.value for entry in status.values}
-                self.diagnostics[status.name] = values | {"message": status.message}
+                values |= {"message": status.message, "stamp_ns": str(stamp_ns)}
+                self.diagnostics[status.name] = values
                 for listener in self.status_listeners:
                     listener(status)
             self._changed.notify_all()
@@ -292,11 +342,23 @@ def assert_answers(client: VlmClient, answer: Answer, image: Any) -> None:
     assert 0 < latency.first_token <= latency.total
 
 
-def start_vlm_node(start: Callable[..., Any], *parameters: str) -> Any:
-    """Start the node with the default model and wait until it is active."""
-    command = [sys.executable, "-m", "edge_atp_ros.vlm_node", "--ros-args"]
+def vlm_command(*parameters: str, program: Sequence[str] = VLM_NODE) -> list[str]:
+    """The command line of a node with the default model that becomes active by itself.
+
+    Args:
+        parameters: ROS parameters, NAME:=VALUE.
+        program: what Python runs.
+    """
+    command = [sys.executable, *program, "--ros-args"]
     for parameter in ("autostart:=true", "frame_wait:=1.0", *parameters):
         command += ["-p", parameter]
-    process = start(command, name="vlm_node")
+    return command
+
+
+def start_vlm_node(
+    start: Callable[..., Any], *parameters: str, program: Sequence[str] = VLM_NODE
+) -> Any:
+    """Start a node with fixture ``start_process`` (or its kin) and wait until it is active."""
+    process = start(vlm_command(*parameters, program=program), name="vlm_node")
     process.wait_for("active: cameras")
     return process
