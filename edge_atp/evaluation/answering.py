@@ -1,8 +1,8 @@
-"""Ask one image's questions of every arm, with one encoding of the image.
+"""Ask one image's questions of every arm; arms share the encodings of the image.
 
-Latencies are sums of measured stages: preprocessing and encoding are timed once per image and
-text embedding once per question, and both are added to every arm that needs them, as if each had
-been asked alone.
+Latencies are sums of measured stages: preprocessing and encoding are timed once per image and way
+of encoding it, text embedding once per question, and both are added to every arm that needs them,
+as if each had been asked alone.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from edge_atp.evaluation.answer_sets import AnswerSets
 from edge_atp.evaluation.arms import DENSE, Arm
 from edge_atp.evaluation.conditions import Condition
 from edge_atp.evaluation.dataset import LabelledDataset
+from edge_atp.evaluation.encodings import ImageEncodings
 from edge_atp.evaluation.grounding import target_kept
 from edge_atp.evaluation.labels import Example
 from edge_atp.evaluation.records import ArmAnswer, FinishedTask, Record
-from edge_atp.pipeline import Encoding, Pipeline
+from edge_atp.pipeline import Pipeline
 from edge_atp.runtime.cut_encoder import split_method
 from edge_atp.runtime.loading import load_engine
-from edge_atp.timing import StageClock
 from edge_atp.types import Frame, Query
 
 
@@ -72,14 +72,12 @@ class Answerer:
         pipeline = next(iter(pipelines.values()))
         image = self._dataset.read_image(task.image)
         image = task.conditions[0].image(image, self._config.seed, task.image)
-        clock = StageClock()
-        encoding = pipeline.encode(Frame(image), clock)
-        encode_s = clock.times().preprocess + clock.times().vision_encode
+        encodings = ImageEncodings(pipeline, Frame(image))
         records = [
             Record(
                 example.line,
                 condition.name,
-                self._ask(example, question, task.arms, pipelines, encoding, encode_s),
+                self._ask(example, question, task.arms, pipelines, encodings),
             )
             for condition in task.conditions
             for example in self._asked(task)
@@ -117,14 +115,14 @@ class Answerer:
         question: str,
         arms: Sequence[Arm],
         pipelines: dict[str, Pipeline],
-        encoding: Encoding,
-        encode_s: float,
+        encodings: ImageEncodings,
     ) -> dict[str, ArmAnswer]:
         text_s = self._warm_text(question, arms)
         answers = {}
         for arm in arms:
             choices = self._choices.of(example) if arm.closed else ()
             query = Query(question, choices=choices, prune=arm.prune_spec())
+            encoding, encode_s = encodings.wanted_by(query)
             answer = pipelines[arm.relevance_source].answer(query, [encoding])
             times = answer.times
             kept = np.asarray(answer.masks[0].kept)
@@ -136,8 +134,7 @@ class Answerer:
                     None if example.target is None else _rounded(target_kept(kept, example.target))
                 ),
                 latency_s=round(
-                    # Methods that cut inside the encoder encode for themselves.
-                    (times.preprocess + times.vision_encode or encode_s)
+                    encode_s
                     + (text_s if _reads_text(arm) else 0.0)
                     + times.prune
                     + times.prefill

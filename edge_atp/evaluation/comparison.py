@@ -1,6 +1,7 @@
 """What do methods keep of one image? A sheet with a method per column and a budget per row.
 
-The image is encoded once. Times are medians of a few runs and include the encoding.
+The image is encoded once in each way that a cell wants. Times are medians of a few runs and include
+that encoding.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from typing import Any
 
 from edge_atp.evaluation.answers import normalise_answer
 from edge_atp.evaluation.arms import Arm, arm_of, dense_arm
+from edge_atp.evaluation.encodings import ImageEncodings
 from edge_atp.evaluation.figures import new_figure, printable, save
 from edge_atp.mask import overlay
-from edge_atp.pipeline import Encoding, Pipeline
-from edge_atp.timing import StageClock
+from edge_atp.pipeline import Pipeline
 from edge_atp.types import Answer, Frame, Query
 
 _REPEATS = 3
@@ -47,15 +48,13 @@ def compare(
     Raises:
         EdgeAtpError: a method is unknown or misses an encoder output, a budget is out of range.
     """
-    clock = StageClock()
-    encoding = pipeline.encode(frame, clock)
-    encode_s = clock.times().preprocess + clock.times().vision_encode
+    encodings = ImageEncodings(pipeline, frame)
     whole = dense_arm(pipeline.grid.num_patches)
-    dense, dense_s = _ask(pipeline, encoding, encode_s, question, whole)
+    dense, dense_s = _ask(pipeline, encodings, question, whole)
     expected = normalise_answer(dense.text)
 
     def cell(arm: Arm) -> Cell:
-        answer, seconds = _ask(pipeline, encoding, encode_s, question, arm)
+        answer, seconds = _ask(pipeline, encodings, question, arm)
         agrees = normalise_answer(answer.text) == expected
         return Cell(arm, answer, seconds, agrees)
 
@@ -107,20 +106,11 @@ def _draw(axes: Any, cell: Cell) -> None:
 
 
 def _ask(
-    pipeline: Pipeline, encoding: Encoding, encode_s: float, question: str, arm: Arm
+    pipeline: Pipeline, encodings: ImageEncodings, question: str, arm: Arm
 ) -> tuple[Answer, float]:
-    """The answer and the median seconds of encoding, selection, prefill and decoding.
-
-    Args:
-        encode_s: seconds of the shared encoding; methods that cut inside the encoder encode anew.
-    """
+    """The answer and the median seconds of encoding, selection, prefill and decoding."""
     query = Query(question, prune=arm.prune_spec())
+    encoding, encode_s = encodings.wanted_by(query)
     answers = [pipeline.answer(query, [encoding]) for _ in range(_REPEATS)]
-    seconds = [
-        (a.times.preprocess + a.times.vision_encode or encode_s)
-        + a.times.prune
-        + a.times.prefill
-        + a.times.decode
-        for a in answers
-    ]
+    seconds = [encode_s + a.times.prune + a.times.prefill + a.times.decode for a in answers]
     return answers[0], statistics.median(seconds)

@@ -83,3 +83,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         parity_new_tokens=2,
     )
     return export_model(settings, folder / "model", progress=lambda step: None).path
+
+
+@pytest.fixture(scope="session")
+def three_encoders(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As ``tiny_model``, with an encoder that leaves 7 of 16 patches and one in pieces besides."""
+    from tiny_checkpoints import export_three_encoders
+
+    return export_three_encoders(tmp_path_factory.mktemp("three_encoders"))

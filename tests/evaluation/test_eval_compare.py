@@ -27,7 +27,9 @@ def test_cells_are_the_pipelines_answers_from_one_encoding(pipeline, monkeypatch
     encoded = []
     encode = Pipeline.encode
     monkeypatch.setattr(
-        Pipeline, "encode", lambda self, *rest: encoded.append(1) or encode(self, *rest)
+        Pipeline,
+        "encode",
+        lambda self, *rest, **options: encoded.append(1) or encode(self, *rest, **options),
     )
     dense, rows = compare(pipeline, Frame(image), "where?", ["atp", "random"], [8, 2])
     assert len(encoded) == 1

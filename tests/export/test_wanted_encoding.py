@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_checkpoints import PROMPT, llm_config, save_llava
+from tiny_checkpoints import export_three_encoders
 
 from edge_atp.config import PipelineConfig
 from edge_atp.encoding import EXPORTED_CUT, Encoding, VisionCut
@@ -21,8 +21,6 @@ from edge_atp.runtime.engine import Engine
 from edge_atp.runtime.model_dir import ModelDirectory
 from edge_atp.timing import StageClock
 from edge_atp.types import Answer, Frame, Policy, PruneSpec, Query
-from export import recipe
-from export.settings import ExportSettings
 
 QUESTION = "where is the red box on the shelf?"
 PATCHES = 16
@@ -30,21 +28,8 @@ GROUPS = ["vision_group.0", "vision_group.1", "vision_group.2", "vision_tail"]
 
 
 @pytest.fixture(scope="module")
-def directory(text_tower: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelDirectory:
-    folder = tmp_path_factory.mktemp("three_encoders")
-    llm = llm_config("llama", num_hidden_layers=4)
-    settings = ExportSettings(
-        save_llava(folder / "llava", llm, vision_layers=4),
-        text_tower=str(text_tower),
-        prompt=PROMPT,
-        max_kv=96,
-        block_layers=1,
-        vision_groups=1,
-        vision_cut="0:12,1:7",
-        parity_new_tokens=2,
-        compare=False,
-    )
-    return recipe.export_model(settings, folder / "model", progress=lambda step: None)
+def directory(tmp_path_factory: pytest.TempPathFactory) -> ModelDirectory:
+    return ModelDirectory.open(export_three_encoders(tmp_path_factory.mktemp("three_encoders")))
 
 
 @pytest.fixture

@@ -14,7 +14,14 @@ from tokenizers.processors import TemplateProcessing
 from benchmarks import shapes
 from benchmarks.shapes import PROMPT, SPECIAL, Shape, llava_config
 
-__all__ = ["PROMPT", "QUESTIONS", "llm_config", "save_llava", "save_text_tower"]
+__all__ = [
+    "PROMPT",
+    "QUESTIONS",
+    "export_three_encoders",
+    "llm_config",
+    "save_llava",
+    "save_text_tower",
+]
 
 VOCAB = 320
 SHAPE = Shape(
@@ -88,3 +95,23 @@ def save_text_tower(folder: Path, *, dtype: torch.dtype = torch.float16) -> Path
         SHAPE, folder, train_tokenizer(), dtype=dtype, max_position_embeddings=16
     )
     return folder
+
+
+def export_three_encoders(folder: Path) -> Path:
+    """A model directory with the whole encoder, one that leaves 7 of 16 patches, and one in pieces
+    of a layer, as is the language model."""
+    from export.recipe import export_model
+    from export.settings import ExportSettings
+
+    settings = ExportSettings(
+        save_llava(folder / "llava", llm_config("llama", num_hidden_layers=4), vision_layers=4),
+        text_tower=str(save_text_tower(folder / "text_tower")),
+        prompt=PROMPT,
+        max_kv=96,
+        block_layers=1,
+        vision_groups=1,
+        vision_cut="0:12,1:7",
+        parity_new_tokens=2,
+        compare=False,
+    )
+    return export_model(settings, folder / "model", progress=lambda step: None).path

@@ -49,24 +49,9 @@ PATIENCE_S = 120.0
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sys.path.append(str(Path(__file__).parents[1] / "export"))
-    from tiny_checkpoints import PROMPT, llm_config, save_llava, save_text_tower
+    from tiny_checkpoints import export_three_encoders
 
-    from export.recipe import export_model
-    from export.settings import ExportSettings
-
-    folder = tmp_path_factory.mktemp("three_encoders")
-    settings = ExportSettings(
-        save_llava(folder / "llava", llm_config("llama", num_hidden_layers=4), vision_layers=4),
-        text_tower=str(save_text_tower(folder / "text_tower")),
-        prompt=PROMPT,
-        max_kv=96,
-        block_layers=1,
-        vision_groups=1,
-        vision_cut="0:12,1:7",
-        parity_new_tokens=2,
-        compare=False,
-    )
-    return export_model(settings, folder / "model", progress=lambda step: None).path
+    return export_three_encoders(tmp_path_factory.mktemp("three_encoders"))
 
 
 def config(model: Path, **settings: Any) -> PipelineConfig:

@@ -1,4 +1,4 @@
-"""Answer a benchmark's questions with a pipeline; one encoding for questions about one image.
+"""Answer a benchmark's questions with a pipeline; one encoding for all questions about one image.
 
 Writes the results file that the benchmark's server takes. Knows the benchmarks only through what
 their modules share.
@@ -18,7 +18,8 @@ from rich.progress import track
 
 from edge_atp.errors import ImageError
 from edge_atp.evaluation.benchmarks.files import BenchmarkItem
-from edge_atp.pipeline import Encoding, Pipeline
+from edge_atp.evaluation.encodings import ImageEncodings
+from edge_atp.pipeline import Pipeline
 from edge_atp.types import Frame, PruneSpec, Query
 
 BENCHMARKS = ("vqav2", "gqa", "coco_captions")
@@ -62,11 +63,14 @@ def answer_items(
         EdgeAtpError: the pipeline refused a question.
     """
     answers: Answers = {item.key: "" for item in items}
-    shown, encoding = "", None
+    shown, encodings = "", None
     for item in track(sorted(items, key=lambda item: item.image), description="answering"):
-        if encoding is None or item.image != shown:
-            shown, encoding = item.image, _encode(pipeline, images / item.image)
-        answer = pipeline.answer(Query(item.question, prune=prune), [encoding])
+        if encodings is None or item.image != shown:
+            shown = item.image
+            encodings = ImageEncodings(pipeline, _read(images / item.image))
+        query = Query(item.question, prune=prune)
+        encoding, _ = encodings.wanted_by(query)
+        answer = pipeline.answer(query, [encoding])
         answers[item.key] = answer.text
     return answers
 
@@ -77,7 +81,7 @@ def write_results(benchmark: Benchmark, answers: Answers, path: Path) -> None:
     path.write_text(json.dumps(benchmark.to_results(answers)) + "\n", encoding="utf-8")
 
 
-def _encode(pipeline: Pipeline, path: Path) -> Encoding:
+def _read(path: Path) -> Frame:
     try:
         encoded = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
@@ -85,4 +89,4 @@ def _encode(pipeline: Pipeline, path: Path) -> Encoding:
     decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if encoded.size else None
     if decoded is None:
         raise ImageError(f"{path} is not an image that can be decoded")
-    return pipeline.encode(Frame(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)))
+    return Frame(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB))

@@ -9,13 +9,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from edge_atp.budget import plan, ratio_to_tokens
+from edge_atp.budget import ratio_to_tokens
 from edge_atp.config import PipelineConfig
 from edge_atp.errors import ConfigError, InvalidQueryError
 from edge_atp.evaluation.lmms_eval_plugin.requests import Request
 from edge_atp.pipeline import Pipeline
 from edge_atp.runtime.text import load_tokenizer
-from edge_atp.types import Frame, Policy, PruneSpec, Query, Selection
+from edge_atp.types import Frame, Policy, PruneSpec, Query
 
 _DEFAULT_NEW_TOKENS = 64
 
@@ -73,7 +73,9 @@ class EngineAnswerer:
     def loss(self, request: Request) -> tuple[float, bool]:
         """One forward pass per token of the continuation; see ``Answerer``."""
         engine = self._pipeline.engine
-        sequence = engine.embed_prompt(request.text, self._visual_tokens(request)).inputs_embeds
+        query = Query(request.text, prune=self._prune)
+        tokens = self._pipeline.visual_tokens(query, self._frames(request))
+        sequence = engine.embed_prompt(request.text, tokens).inputs_embeds
         # The space between the prompt and an answer belongs to the answer's first token.
         token_ids = self._tokenizer.encode(f" {request.continuation}", add_special_tokens=False).ids
         losses, greedy = [], True
@@ -96,20 +98,6 @@ class EngineAnswerer:
                 " edge_atp_hf for tasks that mix in text alone"
             )
         return [Frame(np.asarray(image)) for image in request.images]
-
-    def _visual_tokens(self, request: Request) -> list[Any]:
-        """(K, H) projected tokens of each image."""
-        pipeline = self._pipeline
-        budget = plan(self._prune, pipeline.default_budget)
-        tokens = []
-        for frame in self._frames(request):
-            encoding = pipeline.encode(frame)
-            selection: Selection = pipeline.select(encoding, request.text, budget)
-            features, kept = encoding.vision.patch_features, selection.kept_indices
-            if selection.merged is not None:
-                features, kept = np.asarray(selection.merged), np.arange(len(selection.merged))
-            tokens.append(pipeline.engine.project(features, kept))
-        return tokens
 
 
 class HfAnswerer:
