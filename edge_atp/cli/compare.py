@@ -23,9 +23,11 @@ from edge_atp.cli.ask import read_image
 from edge_atp.cli.console import table_console
 from edge_atp.config import PipelineConfig
 from edge_atp.errors import ConfigError
-from edge_atp.evaluation.arms import plan_arms, split_methods
-from edge_atp.evaluation.comparison import Cell, compare, write_sheet
+from edge_atp.evaluation.arms import split_methods
+from edge_atp.evaluation.comparison import Cell, check_sheet, compare, write_sheet
 from edge_atp.pipeline import Pipeline
+from edge_atp.runtime.find_model import find_model
+from edge_atp.runtime.manifest import FILE_NAME, read_manifest
 from edge_atp.types import Frame
 
 _PICTURES = (".png", ".jpg", ".pdf", ".svg")
@@ -55,20 +57,20 @@ def run(args: argparse.Namespace) -> int:
     keeps = parse_integers(args.keep, "--keep")
     if args.out.suffix.lower() not in _PICTURES:
         raise ConfigError(f"--out {args.out}: use a name ending in {', '.join(_PICTURES)}")
+    manifest = read_manifest(find_model(args.model, args.engine).path / FILE_NAME)
+    if args.methods == "all":
+        methods, refused = split_methods(manifest)
+        for method, reason in refused.items():
+            console.print(f"[dim]left out {method}: {escape(reason)}[/dim]")
+    else:
+        methods = parse_names(args.methods, "--methods")
+    check_sheet(methods, keeps, manifest)
     pipeline = Pipeline.load(
         PipelineConfig(
             model=args.model, engine=args.engine, num_threads=args.threads, seed=args.seed
         )
     )
     try:
-        if args.methods == "all":
-            methods, refused = split_methods(pipeline.manifest)
-            for method, reason in refused.items():
-                console.print(f"[dim]left out {method}: {escape(reason)}[/dim]")
-        else:
-            methods = parse_names(args.methods, "--methods")
-        # Refuses what cannot be asked.
-        plan_arms(methods, keeps, pipeline.grid.num_patches, pipeline.manifest)
         dense, rows = compare(pipeline, frame, args.question, methods, keeps)
     finally:
         pipeline.close()

@@ -13,12 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edge_atp.errors import ConfigError
 from edge_atp.evaluation.answers import normalise_answer
-from edge_atp.evaluation.arms import Arm, arm_of, dense_arm
+from edge_atp.evaluation.arms import Arm, arm_of, dense_arm, plan_arms
 from edge_atp.evaluation.encodings import ImageEncodings
 from edge_atp.evaluation.figures import new_figure, printable, save
 from edge_atp.mask import overlay
 from edge_atp.pipeline import Pipeline
+from edge_atp.runtime.cut_encoder import most_kept
+from edge_atp.runtime.in_llm import takes_budget
+from edge_atp.runtime.manifest import Manifest
 from edge_atp.types import Answer, Frame, Query
 
 _REPEATS = 3
@@ -36,6 +40,24 @@ class Cell:
     answer: Answer
     seconds: float
     agrees: bool
+
+
+def check_sheet(methods: Sequence[str], keeps: Sequence[int], manifest: Manifest) -> None:
+    """Refuse a sheet with a cell that cannot be asked; needs no model loaded.
+
+    Raises:
+        ConfigError: a method is unknown or does not run on this model, or a budget is out of range
+            or above what the encoder's cut leaves to a method.
+    """
+    plan_arms(methods, keeps, manifest.vision.num_patches, manifest)
+    for method in filter(takes_budget, methods):
+        most = most_kept(method, manifest)
+        if above := [keep for keep in keeps if keep > most]:
+            raise ConfigError(
+                f"--keep has {', '.join(map(str, above))}; the encoder's cut leaves {most} tokens"
+                f" for {method}: a sheet has every method at every budget, so give budgets of at"
+                f" most {most}, or leave {method} out"
+            )
 
 
 def compare(

@@ -6,14 +6,15 @@ import cv2
 import numpy as np
 import pytest
 
+from edge_atp.cli import main
 from edge_atp.config import PipelineConfig
 from edge_atp.encoding import EXPORTED_CUT
-from edge_atp.errors import InvalidQueryError
+from edge_atp.errors import ConfigError, InvalidQueryError
 from edge_atp.evaluation.answering import Answerer, Task
-from edge_atp.evaluation.arms import Arm, dense_arm
+from edge_atp.evaluation.arms import Arm, dense_arm, plan_arms
 from edge_atp.evaluation.benchmarks.files import BenchmarkItem
 from edge_atp.evaluation.benchmarks.run import answer_items
-from edge_atp.evaluation.comparison import compare
+from edge_atp.evaluation.comparison import check_sheet, compare
 from edge_atp.evaluation.conditions import Condition
 from edge_atp.evaluation.encodings import ImageEncodings
 from edge_atp.evaluation.lmms_eval_plugin.answerers import EngineAnswerer
@@ -149,3 +150,28 @@ def test_there_is_no_loss_of_a_method_in_the_language_model(three_encoders):
     with pytest.raises(InvalidQueryError, match="fastv drops tokens inside the language model"):
         answerer.loss(Request("where is it?", (picture(),), continuation="on the"))
     answerer.close()
+
+
+def test_a_sheet_with_a_cell_above_the_cut_is_refused_when_it_is_planned(pipeline):
+    manifest = pipeline.manifest
+    check_sheet(["atp", "cut+atp", "vtw"], [7, 3], manifest)
+    check_sheet(["atp"], [16, 12], manifest)
+    # An evaluation has that method's other budgets all the same; a sheet has every cell.
+    assert len(plan_arms(["cut+atp"], [12, 6], 16, manifest)) == 2
+    for keeps in ([12, 6], [16, 6]):
+        said = rf"--keep has {keeps[0]}; .*leaves 7 tokens for cut\+atp.*at most 7, or leave cut"
+        with pytest.raises(ConfigError, match=said):
+            check_sheet(["atp", "cut+atp"], keeps, manifest)
+
+
+def test_the_command_says_so_before_a_model_is_loaded(
+    three_encoders, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(Pipeline, "load", lambda *_: pytest.fail("loaded"))
+    image = tmp_path / "scene.png"
+    cv2.imwrite(str(image), picture())
+    words = ["compare", str(image), "what is it?", "--model", str(three_encoders)]
+    assert main([*words, "--methods", "atp,cut+atp", "--keep", "12,6"]) == 2
+    assert "the encoder's cut leaves 7 tokens for cut+atp" in capsys.readouterr().err
+    assert main([*words, "--methods", "nothing", "--keep", "6"]) == 2
+    assert "unknown pruning method 'nothing'" in capsys.readouterr().err
