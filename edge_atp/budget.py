@@ -15,6 +15,9 @@ import numpy as np
 from edge_atp.errors import InvalidQueryError
 from edge_atp.types import Array, Policy, PruneSpec
 
+# Above the error of a float32 share in (0, 1], 3e-8.
+MASS_TOLERANCE = 1e-7
+
 # Tokens that fit a latency budget: (seconds, method) -> K.
 LatencyModel = Callable[[float, str], int]
 
@@ -64,15 +67,15 @@ def mass_to_tokens(score_mass: float, scores: Array) -> int:
         score_mass: share in (0, 1].
         scores: (N,) importance of any sign; shifted so that the smallest is 0.
     Returns:
-        K in [1, N]; N where all scores are equal and the share is 1.
+        K in [1, N]; that of equal scores where all of them shift to 0.
     """
     values = np.sort(np.asarray(scores, dtype=np.float64))[::-1]
     values = values - min(values[-1], 0.0)
-    total = values.sum()
-    if total == 0.0:
-        return ratio_to_tokens(score_mass, len(values))
-    # The last element may miss 1.0 by rounding; a share of 1 means every token with score > 0.
-    reached = np.cumsum(values) / total >= score_mass - 1e-9
+    if values[0] == 0.0:
+        values = np.ones_like(values)
+    # A float32 share off the wire (0.6 -> 0.60000002) must not ask for one token more, nor the
+    # last element miss 1.0 by rounding; a share of 1 means every token with score > 0.
+    reached = np.cumsum(values) / values.sum() >= score_mass - MASS_TOLERANCE
     return int(np.argmax(reached)) + 1
 
 

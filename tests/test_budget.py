@@ -35,6 +35,10 @@ def test_ratio_rounds_half_up_and_keeps_at_least_one(ratio, patches, kept):
         (1.0, [4, 3, 0, 0], 2),  # zeros add nothing
         (0.5, [-1, -1, 3, 1], 1),  # shifted to 0, 0, 4, 2
         (0.5, [0, 0, 0, 0], 2),
+        (0.45, [0, 0, 0, 0, 0], 3),  # equal scores, whatever they are: 2 of 5 are too few
+        (0.45, [-1, -1, -1, -1, -1], 3),
+        (0.45, [2, 2, 2, 2, 2], 3),
+        (float(np.float32(0.6)), [1] * 10, 6),  # 0.60000002 from a float32 message field
     ],
 )
 def test_score_mass_keeps_the_fewest_that_reach_it(mass, scores, kept):
