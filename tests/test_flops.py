@@ -140,6 +140,22 @@ def test_staged_methods_pay_for_the_layers_before_the_cut() -> None:
     assert pyramid.projected == 576
 
 
+def test_tokens_made_of_dropped_ones_are_counted() -> None:
+    model = named("llava-1.5-7b")
+    # 276 are dropped: int(276 * .3) + 1 = 83 are recycled as 9; of 309, 109 go and 4 come back.
+    recycling = make_plan(model, "sparsevlm", None, 64).llm_tokens
+    assert recycling == (576, 576, *[309] * 4, *[204] * 9, *[113] * 17)
+    plain = make_plan(model, "sparsevlm", None, 64, recycle_share=0.0).llm_tokens
+    assert plain == (576, 576, *[300] * 4, *[200] * 9, *[110] * 17)
+    evit = make_plan(model, "evit", None, 64, layers=(5, 11), rate=0.5)
+    assert evit.encoder_tokens[5] == (576, 289)
+    assert evit.encoder_tokens[11] == (289, 146)  # ceil(.5 * 289) and the fused one
+    assert evit.projected == evit.llm_tokens[0] == 146
+    assert make_plan(model, "evit", 576, 64).llm_tokens[0] == 576  # nothing dropped, nothing fused
+    assert make_plan(model, "prumerge", 64, 64).llm_tokens[0] == 65
+    assert make_plan(model, "prumerge", 64, 64, fuse_rest=False).llm_tokens[0] == 64
+
+
 def test_in_vit_methods_shorten_the_vit() -> None:
     model = named("llava-1.5-7b")
     tome = make_plan(model, "tome", 64, 64)

@@ -99,5 +99,9 @@ class Method(InModelPruner):
         for layer in self.layers:
             kept = keep_count(current, self.rate)
             stages.append(Stage(layer, kept))
-            current = kept + (kept < current)  # what is dropped becomes one token
+            current = kept + self.added(current - kept)
         return Schedule(tuple(stages))
+
+    def added(self, num_dropped: int) -> int:
+        """What is dropped in one layer becomes one token."""
+        return min(1, num_dropped)

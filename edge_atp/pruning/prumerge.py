@@ -111,6 +111,10 @@ class Method(Pruner):
         if self.neighbours < 0:
             raise ConfigError(f"neighbours is {self.neighbours}; it must be 0 or more")
 
+    def added(self, num_dropped: int) -> int:
+        """The fused token comes on top of K."""
+        return int(self.fuse_rest and num_dropped > 0)
+
     def _select(self, signals: VisualSignals, num_kept: int, /) -> Selection:
         weights = head_mean(signals.cls_attention)
         xp = array_namespace(weights)

@@ -93,9 +93,17 @@ def recycle(
     num = tokens.shape[0]
     if num == 0:
         return tokens
-    best = top_k(scores, min(num, int(num * share) + 1))
-    chosen = xp.take(tokens, xp.sort(best), axis=0)
-    return merge_clusters(chosen, min(chosen.shape[0], chosen.shape[0] // tokens_per_cluster + 1))
+    recycled, clusters = recycle_counts(num, share, tokens_per_cluster)
+    chosen = xp.take(tokens, xp.sort(top_k(scores, recycled)), axis=0)
+    return merge_clusters(chosen, clusters)
+
+
+def recycle_counts(
+    num_dropped: int, share: float = 0.3, tokens_per_cluster: int = 10
+) -> tuple[int, int]:
+    """How many of the dropped tokens are recycled, and how many tokens they become."""
+    recycled = min(num_dropped, int(num_dropped * share) + 1)
+    return recycled, min(recycled, recycled // tokens_per_cluster + 1)
 
 
 def merge_clusters(tokens: Array, num_clusters: int) -> Array:
@@ -188,6 +196,10 @@ class Method(InModelPruner):
         if num_kept is None:
             return from_ratios(self.layers, self.ratios, num_visual)
         return constant_ratio(self.layers, num_visual, num_kept)
+
+    def added(self, num_dropped: int) -> int:
+        """Recycled tokens of one stage."""
+        return recycle_counts(num_dropped, self.recycle_share)[1] if self.recycle_share else 0
 
     def scored_rows(self, num_visual: int, num_text: int) -> int:
         """At most all text tokens rate."""
