@@ -20,7 +20,7 @@ from edge_atp.runtime import golden
 from edge_atp.runtime import manifest as m
 from edge_atp.runtime.engine import Engine
 from edge_atp.runtime.model_dir import ModelDirectory, file_sha256
-from export.accuracy import accuracy_drop
+from export.accuracy import accuracy_drop, read_labels
 from export.architecture import Llava, read_llava
 from export.calibration import calibrate
 from export.checkpoint import TensorStore
@@ -59,6 +59,8 @@ def export_model(
     if settings.compare:
         # Known beforehand, and no reason to throw away an hour of written graphs.
         require_memory(sources)
+    if _is_measured(settings):
+        read_labels(Path(settings.accuracy_set))
     mark = _fingerprint(sources)
     with staged_directory(out, overwrite=overwrite, fingerprint=mark) as journal:
         staged = journal.folder
@@ -93,10 +95,15 @@ def _fingerprint(sources: Sources) -> str:
     )
 
 
+def _is_measured(settings: ExportSettings) -> bool:
+    """Whether task accuracy is compared with that of a float32 export."""
+    return bool(settings.accuracy_set) and settings.precision != "fp32"
+
+
 def _accuracy_gates(sources: Sources, staged: Path, progress: Progress) -> dict[str, Any]:
     """Task accuracy of a quantised directory against float32, where a data set was given."""
     settings = sources.settings
-    if not settings.accuracy_set or settings.precision == "fp32":
+    if not _is_measured(settings):
         return {}
     with tempfile.TemporaryDirectory(prefix="edge_atp_fp32_") as folder:
         plain = replace(sources, settings=replace(settings, precision="fp32"))
