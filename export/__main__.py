@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, help="models/<name>.yaml, folder, or hub id")
     parser.add_argument("--out", required=True, type=Path, help="model directory to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
-    parser.add_argument("--text-tower", help="CLIP text tower: folder, or open_clip:NAME[/TAG]")
+    parser.add_argument("--text-tower", help="CLIP text tower: folder, or open_clip:NAME/TAG")
     parser.add_argument("--precision", choices=PRECISIONS)
     parser.add_argument("--dialect", choices=available())
     parser.add_argument(

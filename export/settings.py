@@ -18,7 +18,7 @@ class ExportSettings:
     """One export.
 
     checkpoint: folder of the LLaVA checkpoint.
-    text_tower: folder of the CLIP text tower, or ``open_clip:<name>[/<pretrained>]``; empty for
+    text_tower: folder of the CLIP text tower, or ``open_clip:<name>/<tag or file>``; empty for
         none (pruning methods that read the question are then not available).
     model_id: name written into the manifest; the checkpoint folder's by default.
     prompt: template with {image} and {question}; empty takes the checkpoint's chat template.

@@ -1,7 +1,7 @@
 """The CLIP text encoder: found beside the vision tower, emitted as ``text.onnx``.
 
 Sources: a Hugging Face folder (CLIPTextModelWithProjection or a whole CLIPModel), or an open_clip
-model as ``open_clip:<name>[/<pretrained tag or file>]``.
+model as ``open_clip:<name>/<pretrained tag or file>``.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class TextTower:
 
 
 def load_text_tower(source: str) -> TextTower:
-    """Open a text tower given as a folder or as ``open_clip:<name>``.
+    """Open a text tower given as a folder or as ``open_clip:<name>/<tag or file>``.
 
     Raises:
         ArtifactError: it cannot be read, or is no CLIP text tower.

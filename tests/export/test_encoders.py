@@ -144,7 +144,7 @@ def test_selection_graph_equals_the_host_method(alpha: float, source: str, tmp_p
 
 
 def test_open_clip_text_tower(tmp_path: Path) -> None:
-    """An open_clip model (untrained) gives the same ids and embedding through the exporter."""
+    """An open_clip model of random weights gives the same ids and embedding when exported."""
     open_clip = pytest.importorskip("open_clip", reason="needs open_clip_torch")
     sizes = {"width": 32, "layers": 2}
     text = {**sizes, "heads": 2, "context_length": 77, "vocab_size": 49408}
@@ -152,7 +152,9 @@ def test_open_clip_text_tower(tmp_path: Path) -> None:
     card = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
     (tmp_path / "Tiny-CLIP.json").write_text(json.dumps(card))
     open_clip.add_model_config(tmp_path / "Tiny-CLIP.json")
-    tower = load_text_tower("open_clip:Tiny-CLIP")
+    weights = tmp_path / "weights.pt"
+    torch.save(open_clip.create_model("Tiny-CLIP").state_dict(), weights)
+    tower = load_text_tower(f"open_clip:Tiny-CLIP/{weights}")
     graph = GraphBuilder("text")
     emit_text_tower(graph, tower, dialect="ort-gqa")
     graph.save(tmp_path / "text.onnx")
@@ -172,7 +174,16 @@ def test_open_clip_text_tower(tmp_path: Path) -> None:
     np.testing.assert_allclose(embed[0], expected, atol=1e-5)
 
 
-def test_unknown_open_clip_model() -> None:
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("ViT-Z-99/openai", r"no model 'ViT-Z-99'"),
+        ("ViT-B-32", r"names no weights; give open_clip:ViT-B-32/TAG \(there are: openai, "),
+        ("ViT-B-32/mine", r"cannot load 'ViT-B-32' with weights 'mine' .*its tags are: openai, "),
+        ("roberta-ViT-B-32/laion2b_s12b_b32k", "not CLIP's own"),
+    ],
+)
+def test_open_clip_models_that_cannot_be_read(name: str, why: str) -> None:
     pytest.importorskip("open_clip", reason="needs open_clip_torch")
-    with pytest.raises(ArtifactError, match=r"no model 'ViT-Z-99'"):
-        load_text_tower("open_clip:ViT-Z-99")
+    with pytest.raises(ArtifactError, match=why):
+        load_text_tower(f"open_clip:{name}")
