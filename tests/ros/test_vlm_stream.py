@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ pytest.importorskip("edge_atp_msgs", reason="needs the built workspace: scripts/
 
 from builtin_interfaces.msg import Duration
 from edge_atp_msgs.msg import Answer, ModelInfo, PruneConfig
+from lifecycle_msgs.msg import Transition
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import Image
 from vlm_client import (
@@ -31,13 +34,27 @@ def received(client: VlmClient) -> int:
     return int(client.diagnostic("/vlm_node: camera camera", "frames_received"))
 
 
-def test_each_question_of_a_burst_gets_exactly_one_final_answer(client, node):
-    client.show(make_image(pattern()))
-    client.ask()
-    # However slow this side is, the burst reaches the node at once: it is held meanwhile.
+def send_burst(client: VlmClient, node: Any) -> list[str]:
+    """Publish far more questions than the queue holds; returns their ids.
+
+    However slow this side is, they reach the node at once: it is held meanwhile.
+    """
     node.signal_group(signal.SIGSTOP)
     ids = [client.send() for _ in range(200)]
     node.signal_group(signal.SIGCONT)
+    return ids
+
+
+def num_rejections_logged(node: Any) -> int:
+    """Refusals for a full queue that the log tells of, in lines of their own or as held back."""
+    lines = [line for line in node.output().splitlines() if "queue is full" in line]
+    return len(lines) + sum(int(n) for line in lines for n in re.findall(r" held_back=(\d+)", line))
+
+
+def test_each_question_of_a_burst_gets_exactly_one_final_answer(client, node):
+    client.show(make_image(pattern()))
+    client.ask()
+    ids = send_burst(client, node)
     for query_id in ids:
         client.answer_to(query_id)
 
@@ -48,6 +65,8 @@ def test_each_question_of_a_burst_gets_exactly_one_final_answer(client, node):
     assert codes == {Answer.ERROR_NONE, Answer.ERROR_REJECTED}
     rejected = next(a for a in finals if a.error_code == Answer.ERROR_REJECTED)
     assert "queue is full" in rejected.error_msg
+    num_rejected = sum(answer.error_code == Answer.ERROR_REJECTED for answer in finals)
+    client.wait(lambda: num_rejections_logged(node) == num_rejected, "the log tells of all")
 
 
 def test_all_of_100_raw_images_at_30_hz_arrive_while_questions_are_answered(client):
@@ -200,3 +219,14 @@ def test_model_info_is_there_for_late_subscribers(client):
     assert info.default_prune.method in info.available_methods
     assert 0 < info.default_prune.keep_ratio <= 1
     assert info.cameras == ["camera"]
+
+
+def test_what_the_log_holds_back_of_a_burst_is_written_when_the_node_is_deactivated(client, node):
+    """Last in the module: the node does not serve after it."""
+    before = num_rejections_logged(node)
+    ids = send_burst(client, node)
+    client.wait(client.is_heard, "all have arrived: what is refused at once is answered in turn")
+    assert client.change_state(Transition.TRANSITION_DEACTIVATE)
+    logged = num_rejections_logged(node) - before
+    finals = [client.answer_to(query_id) for query_id in ids]
+    assert logged == sum("queue is full" in answer.error_msg for answer in finals) > 0

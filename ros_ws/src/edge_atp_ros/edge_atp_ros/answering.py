@@ -82,7 +82,7 @@ class Answerer:
         self._outputs = outputs
         self._now_ns = now_ns
         self._logger = logger
-        self._refusal_log = RefusalLog(logger)
+        self.refusal_log = RefusalLog(logger)
         self._estimator = Estimator()
         self._talked_about: OrderedDict[str, FrameSet] = OrderedDict()
 
@@ -144,7 +144,7 @@ class Answerer:
         message.frames_dropped = self._intake.answered(question)
         message.latency.total = time.perf_counter() - question.accepted_s
         message.latency.queue_wait = message.latency.total
-        self._refusal_log.write(question, error, message)
+        self.refusal_log.write(question, error, message)
         self._deliver(question, message)
 
     def _deliver(

@@ -267,6 +267,7 @@ class VlmNode(LifecycleNode):
             self._watchdog = None
         if self._answerer is not None:
             self._answerer.encodings.clear()
+            self._answerer.refusal_log.flush()
 
     def _release(self) -> None:
         self._worker = self._reception = self._standing = None
@@ -332,7 +333,11 @@ class VlmNode(LifecycleNode):
             self._worker,
             self._answerer,
             self._health,
-            last_words=(self._diagnostics.publish, self._outputs.flush),
+            last_words=(
+                self._answerer.refusal_log.flush,
+                self._diagnostics.publish,
+                self._outputs.flush,
+            ),
         )
 
     # Parameters and state --------------------------------------------------------------------
