@@ -143,6 +143,19 @@ def test_spatial_pooling_of_the_base_view_and_the_tiles(model, attach):
     torch.testing.assert_close(handle.last_selections[0][0].merged[:4], pooled)
 
 
+@pytest.mark.parametrize("per_tile", [True, False])
+def test_an_image_of_one_view_has_a_grid_under_any_budget(model, attach, per_tile):
+    """Several images in one prompt are not tiled."""
+    text = ref.text_inputs(tiny.prompts(QUESTIONS[:1], images=2, tokens=tiny.PATCHES + 1))
+    images = tiny.pixels(2)[:, None]
+    counts = {"image_sizes": SIZES, "batch_num_images": torch.tensor([2])}
+    handle = attach("spatial", 4, per_tile=per_tile, mode="stride")
+    ref.generate(model, {**text, "pixel_values": images, **counts}, steps=1)
+    edge_atp.hf.detach(model)
+    kept = [image.kept_indices.tolist() for image in handle.last_selections[0]]
+    assert kept == [[0, 2, 8, 10]] * 2
+
+
 def test_methods_inside_the_language_model(model, attach):
     inputs = batch(model)
     images = dense_images(model)

@@ -145,7 +145,8 @@ def _layout(numbers: Tensor, start: int, base: int, per_tile: bool) -> ImageLayo
     """
     tokens = numbers[numbers != NEWLINE]
     if not per_tile:
-        return ImageLayout((TokenGroup(tokens + start),), len(numbers))
+        grid = rectangle(base) if len(tokens) == base else None  # one view is all there is
+        return ImageLayout((TokenGroup(tokens + start, grid),), len(numbers))
     newlines = numbers == NEWLINE
     if int(newlines.sum()) > 1:  # rows of stitched tiles behind the base view
         parts, rows = [tokens[:base], tokens[base:]], int(newlines.sum())
