@@ -88,8 +88,13 @@ class VlmProcess:
         return float(times.user + times.system)
 
     def counts(self) -> tuple[int, int]:
-        """Threads and open files."""
-        return self._process.num_threads(), self._process.num_fds()
+        """Threads and open files; threads that have been joined are counted for a moment longer."""
+        threads, files = [], []
+        for _ in range(5):
+            time.sleep(0.01)
+            threads.append(self._process.num_threads())
+            files.append(self._process.num_fds())
+        return min(threads), min(files)
 
     def stop(self) -> int:
         """Interrupt it; returns the exit code."""
