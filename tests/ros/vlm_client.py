@@ -93,7 +93,6 @@ class VlmClient:
         self.node = rclpy.create_node(f"client_{next(_numbers)}", context=self._context)
         self._changed = threading.Condition()
         self.answers: list[Answer] = []
-        self.partials: list[Answer] = []
         self.masks: list[PatchMaskArray] = []
         self.diagnostics: dict[str, dict[str, str]] = {}
         self._services: dict[str, Any] = {}
