@@ -152,7 +152,12 @@ def mean_over(values: Array, axis: int | tuple[int, ...]) -> Array:
     xp = namespace(values)
     axes = (axis,) if isinstance(axis, int) else axis
     count = math.prod(values.shape[i] for i in axes)
-    return xp.sum(values, axis=axis, dtype=xp.float64) / count
+    hosted = share(values)
+    if hosted is None:
+        return xp.sum(values, axis=axis, dtype=xp.float64) / count
+    # torch's sum into another dtype takes ten times as long on a CPU.
+    mean = np.add.reduce(hosted, axis=axis, dtype=np.float64) / count
+    return mean if hosted is values else xp.asarray(mean)
 
 
 def softmax(logits: Array, overwrite: bool = False) -> Array:

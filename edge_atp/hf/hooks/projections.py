@@ -15,6 +15,7 @@ from edge_atp.errors import MissingSignalError
 from edge_atp.hf.family import Module, Tensor
 from edge_atp.hf.hooks.installation import Installation
 from edge_atp.pruning.attention import attention_rows
+from edge_atp.pruning.ops import mean_over
 
 # Query rows scored at once when a whole attention matrix is reduced: bounds memory to
 # heads * _CHUNK * n floats.
@@ -114,8 +115,6 @@ def received_rows(queries: Tensor, keys: Tensor) -> Tensor:
     Summed in float64, so that tokens with equal columns have equal means in any order of summation.
     """
     count = queries.shape[1]
-    total = sum(
-        attention_rows(queries[:, start : start + _CHUNK], keys).sum(1, dtype=torch.float64)
-        for start in range(0, count, _CHUNK)
-    )
-    return (total / count).float()
+    parts = [queries[:, start : start + _CHUNK] for start in range(0, count, _CHUNK)]
+    means = [mean_over(attention_rows(part, keys), 1) * (part.shape[1] / count) for part in parts]
+    return torch.stack(means).sum(0).float()
