@@ -20,7 +20,7 @@ from rich.table import Table
 
 from edge_atp.cli.arguments import add_model, add_seed, parse_integers, parse_names
 from edge_atp.cli.ask import read_image
-from edge_atp.cli.console import table_console
+from edge_atp.cli.console import engine_line, table_console
 from edge_atp.config import PipelineConfig
 from edge_atp.errors import ConfigError
 from edge_atp.evaluation.arms import split_methods
@@ -76,8 +76,7 @@ def run(args: argparse.Namespace) -> int:
         pipeline.close()
     write_sheet(dense, rows, args.question, args.out)
     _print(console, dense, rows)
-    engine = pipeline.engine
-    console.print(f"[dim]{engine.backend} ({escape(engine.backend_reason)})[/dim]", soft_wrap=True)
+    console.print(f"[dim]{engine_line(pipeline.engine)}[/dim]")
     console.print(f"[dim]sheet: {args.out}[/dim]")
     return 0
 

@@ -32,7 +32,7 @@ def test_cells_are_the_pipelines_answers_from_one_encoding(pipeline, monkeypatch
         lambda self, *rest, **options: encoded.append(1) or encode(self, *rest, **options),
     )
     dense, rows = compare(pipeline, Frame(image), "where?", ["atp", "random"], [8, 2])
-    assert len(encoded) == 1
+    assert len(encoded) == 2  # to warm up, and timed
     assert [[cell.arm.name for cell in row] for row in rows] == [
         ["atp@8", "random@8"],
         ["atp@2", "random@2"],
