@@ -1,7 +1,7 @@
 """What do methods keep of one image? A sheet with a method per column and a budget per row.
 
-The image is encoded once in each way that a cell wants, after a run to warm up. Times are medians of
-a few answers and include that encoding.
+The image is encoded once in each way that a cell wants, after a run to warm up. Times are medians
+of a few answers and include that encoding.
 """
 
 from __future__ import annotations
