@@ -328,6 +328,13 @@ def test_vtw_calibration_measures_every_layer(model):
         torch.testing.assert_close(got[layer], float(torch.stack(values).mean()), rtol=1e-3, atol=0)
 
 
+def test_vtw_calibration_reads_the_last_token_on_either_side_of_padding(model, monkeypatch):
+    left = vtw.calibrate(model, [batch()], layers=(2,))
+    monkeypatch.setattr(tiny.TOKENIZER, "padding_side", "right")
+    right = vtw.calibrate(model, [batch()], layers=(2,))
+    assert right[2] == pytest.approx(left[2], rel=1e-3)
+
+
 def test_a_prompt_of_embeddings_does_not_tell_its_visual_rows(model, attach):
     embeds, _ = dense(model, batch(), 0)
     attach("fastv", 5, layer=2)

@@ -70,7 +70,13 @@ def calibrate(
 
 
 def _last_logits(model: Any, batch: Mapping[str, Any]) -> Tensor:
-    """(B, V) float32 logits behind the last token; prompts are padded on the left."""
+    """(B, V) float32 logits behind each prompt's last token, on whichever side padding is."""
     with torch.no_grad():
-        logits: Tensor = model(**batch).logits[:, -1].float()
-    return logits
+        logits: Tensor = model(**batch).logits
+    mask = batch.get("attention_mask")
+    if mask is None:
+        return logits[:, -1].float()
+    # Visual tokens that left stood in front of padding on the right: count from the end.
+    behind = (mask.flip(1).cumsum(1) == 0).sum(1)
+    rows = torch.arange(len(logits), device=logits.device)
+    return logits[rows, logits.shape[1] - 1 - behind.to(logits.device)].float()
