@@ -5,7 +5,7 @@ times say little. "dense" and the methods between encoder and language model run
 graph with fused attention; methods inside the encoder run it in groups.
 
 Run: ``python -m benchmarks.in_model DIR [--keep 64 32] [--json OUT]``, DIR exported with
-``--vision-groups 1 --block-layers 1``. ``python -m benchmarks.shapes`` makes checkpoints.
+``--text-tower TOWER --vision-groups 1 --block-layers 1``. ``benchmarks.shapes`` makes checkpoints.
 """
 
 from __future__ import annotations

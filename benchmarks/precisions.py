@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -145,10 +146,12 @@ def _judge(rows: dict[str, dict[str, Any]]) -> None:
 
 def _show(rows: dict[str, dict[str, Any]], scenes: int, keep_ratio: float) -> None:
     share = f"{keep_ratio:.0%}"
-    table = Table(
-        "precision", "accuracy dense", f"accuracy {share}", "drop", "MB", "CPU ms dense",
-        f"CPU ms {share}", "gates", title=f"{scenes} scenes",
-    )  # fmt: skip
+    table = Table(title=f"{scenes} scenes", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("precision\n", no_wrap=True)
+    for head in ("accuracy\ndense", f"accuracy\n{share}", "drop\n", "size\nMB", "CPU ms\ndense"):
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column(f"CPU ms\n{share}", justify="right", no_wrap=True)
+    table.add_column("gates\n")  # of those that failed, the message, on several lines
     for name, row in rows.items():
         table.add_row(
             name + (" *" if row.get("best") else ""),

@@ -5,6 +5,7 @@
 One cycle: configure, activate, a question answered, deactivate, activate, deactivate, cleanup.
 Prints the resident set, threads and open files every tenth cycle, and the slope of the second
 half. Exits with 1 if memory grows by more than 0.1 MB a cycle there, or threads or files move.
+Some 40 cycles warm up (``benchmarks/LOG.md``): with fewer than 80 the second half still grows.
 """
 
 from __future__ import annotations

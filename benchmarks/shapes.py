@@ -1,6 +1,9 @@
 """Random checkpoints of real shapes, for timing: weights do not matter there, widths do.
 
-Run: ``python -m benchmarks.shapes S OUT`` or ``M``.
+Run: ``python -m benchmarks.shapes S OUT`` (M, llava7b-L2). They bring no chat template: ::
+
+    python -m export --model OUT --text-tower OUT/text_tower --out DIR \\
+      --prompt $'USER: {image}\\n{question} ASSISTANT:'
 """
 
 from __future__ import annotations
