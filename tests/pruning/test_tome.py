@@ -39,6 +39,18 @@ def test_ties_go_to_the_lowest_index() -> None:
     assert matching.targets.tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_pairs_of_equal_keys_tie_at_any_size(backend: str) -> None:
+    # Tokens 2i and 2i + 1 are equal: the lowest eight even ones merge, each with its twin.
+    keys = np.repeat(np.random.default_rng(0).standard_normal((300, 64)), 2, axis=0)
+    keys = keys.astype(np.float32)
+    if backend == "torch":
+        keys = pytest.importorskip("torch").from_numpy(keys)
+    matching = match(keys, 8, has_cls=False)
+    assert matching.merged.tolist() == list(range(0, 16, 2))
+    assert matching.targets.tolist() == list(range(1, 17, 2))
+
+
 def test_merging_weighs_by_size() -> None:
     tokens = np.array([[0], [1], [2], [6], [12]], np.float32)
     sizes = np.array([1, 1, 1, 3, 1], np.float32)
