@@ -15,6 +15,9 @@ from edge_atp.pruning.ops import as_float32, head_mean, top_k
 from edge_atp.pruning.similarity import cosine_cross
 from edge_atp.types import Array, Selection, VisualSignals
 
+# Cosines that float32 (in error by 3e-8) cannot put in order for certain.
+CLOSE = 2e-7
+
 
 def num_outliers(attention: Array) -> int:
     """How many of (N,) values lie above Q3 + 1.5 (Q3 - Q1), quartiles linearly interpolated.
@@ -53,27 +56,50 @@ def take_up(features: Array, keys: Array, weights: Array, kept: Array, neighbour
         (K, D) float32, x_i + sum_j a_j x_j; the weights are not normalised, as published.
     """
     xp = array_namespace(features, keys)
-    num, neighbours = features.shape[0], min(neighbours, features.shape[0] - 1)
+    neighbours = min(neighbours, features.shape[0] - 1)
     features = as_float32(features)
-    itself = kept[:, None] == xp.arange(num, dtype=kept.dtype, device=device(kept))[None, :]
-    similarity = cosine_cross(xp.take(keys, kept, axis=0), keys)
-    similarity = xp.where(itself, xp.full_like(similarity, float("-inf")), similarity)
-    nearest = largest_per_row(similarity, neighbours)
+    if neighbours == 0:
+        return xp.take(features, kept, axis=0)
+    similarity = _to_others(keys, kept)
+    last, following = _boundary(similarity, neighbours)
+    # Not where they are equal: those are twins, which tie by index.
+    close = xp.nonzero((last - following < CLOSE) & (last > following))[0]
+    if close.shape[0]:
+        exact = _to_others(xp.astype(keys, xp.float64), xp.take(kept, close))
+        similarity[close], last[close] = exact, _boundary(exact, neighbours)[0]
+    nearest = largest_per_row(similarity, neighbours, last)
     # A (K, N) weight matrix and one product, instead of gathering (K, 32, D).
     mix = xp.where(nearest, weights[None, :], xp.zeros_like(weights)[None, :])
     return xp.take(features, kept, axis=0) + mix @ features
 
 
-def largest_per_row(values: Array, count: int) -> Array:
-    """(K, N) bool: the ``count`` largest values of each row, ties to the lowest index."""
-    xp = array_namespace(values)
-    if count == 0:
-        return xp.zeros_like(values, dtype=xp.bool)
+def _to_others(keys: Array, kept: Array) -> Array:
+    """(K, N) cosine of the keys of ``kept`` with all keys, -inf with themselves."""
+    xp = array_namespace(keys)
+    index = xp.arange(keys.shape[0], dtype=kept.dtype, device=device(kept))
+    similarity = cosine_cross(xp.take(keys, kept, axis=0), keys)
+    itself = kept[:, None] == index[None, :]
+    return xp.where(itself, xp.full_like(similarity, float("-inf")), similarity)
+
+
+def _boundary(values: Array, count: int) -> tuple[Array, Array]:
+    """(K,) the count-th largest value of each row, and the one after it; N > count > 0."""
     place = values.shape[1] - count
     if isinstance(values, np.ndarray):
-        last = np.partition(values, place, axis=1)[:, place, None]
+        ordered = np.partition(values, (place - 1, place), axis=1)
     else:
-        last = xp.sort(values, axis=1)[:, place][:, None]
+        ordered = array_namespace(values).sort(values, axis=1)
+    return ordered[:, place], ordered[:, place - 1]
+
+
+def largest_per_row(values: Array, count: int, last: Array) -> Array:
+    """(K, N) bool: the ``count`` largest values of each row, ties to the lowest index.
+
+    Args:
+        last: (K,) the smallest of those.
+    """
+    xp = array_namespace(values)
+    last = last[:, None]
     largest = values >= last
     if int(xp.count_nonzero(largest)) == count * values.shape[0]:
         return largest

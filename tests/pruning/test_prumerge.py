@@ -51,6 +51,30 @@ def test_neighbours_by_hand() -> None:
     np.testing.assert_allclose(take_up(features, keys, weights, kept, 0), [[1]])
 
 
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_neighbours_that_float32_cannot_tell_apart(backend: str) -> None:
+    # 6 million products, which are summed in float32. To token 0, which is e_0, the keys 2 e_0 + x
+    # are the nearer the shorter x is: all lengths between .4 and .4001, the shortest last.
+    num, width = 300, 400
+    rng = np.random.default_rng(0)
+    keys = rng.standard_normal((num, width))
+    keys[:, 0] = 0.0
+    lengths = np.linspace(0.4001, 0.4, num)
+    keys *= (lengths / np.linalg.norm(keys, axis=1))[:, None]
+    keys[:, 0] = 2.0
+    keys[0] = np.eye(width)[0]
+    keys = keys.astype(np.float32)
+    exact = keys.astype(np.float64)
+    nearest = np.argsort(-exact[:, 0] / np.linalg.norm(exact, axis=1), kind="stable")[1:6]
+    features = np.eye(num, dtype=np.float32)
+    arrays = (features, keys, np.ones(num, np.float32), np.arange(50))
+    if backend == "torch":
+        torch = pytest.importorskip("torch")
+        arrays = tuple(torch.from_numpy(array) for array in arrays)
+    merged = np.asarray(take_up(*arrays, 5))
+    assert np.flatnonzero(merged[0]).tolist() == sorted([0, *nearest.tolist()])
+
+
 def test_outliers_by_hand() -> None:
     # Quartiles 2 and 4, limit 4 + 1.5 * 2 = 7.
     assert num_outliers(np.array([1, 2, 3, 4, 100], np.float32)) == 1
