@@ -15,8 +15,8 @@ from edge_atp.pruning.ops import as_float32, head_mean, top_k
 from edge_atp.pruning.similarity import cosine_cross
 from edge_atp.types import Array, Selection, VisualSignals
 
-# Cosines that float32 (in error by 3e-8) cannot put in order for certain.
-CLOSE = 2e-7
+# Cosines that float32 (each in error by up to 1e-7) cannot put in order for certain.
+CLOSE = 4e-7
 
 
 def num_outliers(attention: Array) -> int:
@@ -62,8 +62,7 @@ def take_up(features: Array, keys: Array, weights: Array, kept: Array, neighbour
         return xp.take(features, kept, axis=0)
     similarity = _to_others(keys, kept)
     last, following = _boundary(similarity, neighbours)
-    # Not where they are equal: those are twins, which tie by index.
-    close = xp.nonzero((last - following < CLOSE) & (last > following))[0]
+    close = xp.nonzero(last - following < CLOSE)[0]
     if close.shape[0]:
         exact = _to_others(xp.astype(keys, xp.float64), xp.take(kept, close))
         similarity[close], last[close] = exact, _boundary(exact, neighbours)[0]
