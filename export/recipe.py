@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -15,7 +14,6 @@ import onnx
 from numpy.typing import NDArray
 
 import edge_atp
-from edge_atp.pruning.schedule import Schedule
 from edge_atp.runtime import golden
 from edge_atp.runtime import manifest as m
 from edge_atp.runtime.engine import Engine
@@ -23,7 +21,7 @@ from edge_atp.runtime.model_dir import ModelDirectory, file_sha256
 from export.accuracy import accuracy_drop, read_labels
 from export.architecture import Llava, read_llava
 from export.calibration import calibrate
-from export.checkpoint import TensorStore
+from export.describe import describe, graph_spec
 from export.dialects import load_dialect
 from export.gates import Measurements
 from export.graph import GraphBuilder
@@ -33,11 +31,9 @@ from export.parity import require_memory, run_gates
 from export.parity_inputs import QUESTIONS
 from export.plan import Sources, plan_graphs
 from export.precision import get_precision
-from export.prompt import image_token, read_preprocess, template_from_chat
 from export.settings import ExportSettings
 from export.staging import staged_directory
-from export.text_tower import TextTower, load_text_tower
-from export.vision_cut import read_schedule
+from export.text_tower import load_text_tower
 
 # Weights of a graph go to an external file from this size on: one protobuf holds 2 GB at most.
 _EXTERNAL_BYTES = 512 << 20
@@ -196,7 +192,7 @@ def write_directory(sources: Sources, journal: Journal, progress: Progress) -> N
     precision = get_precision(sources.settings.precision, sources.settings.dialect)
     opset = load_dialect(sources.settings.dialect).opset
     plan = plan_graphs(sources)
-    manifest = _manifest(sources)
+    manifest = describe(sources)
     ranges = calibrate(sources, manifest, progress) if precision.calibrated else {}
     for number, item in enumerate(plan, start=1):
         role = item.role
@@ -211,7 +207,7 @@ def write_directory(sources: Sources, journal: Journal, progress: Progress) -> N
             item.emit(graph)
             graph.save(folder / f"{role}.onnx")
         files += [journal.record(*name) for name in names]
-        graphs.append(_graph_spec(folder, role, sources.settings.dialect))
+        graphs.append(graph_spec(folder, role, sources.settings.dialect))
     progress("writing the embedding table and tokenizers")
     if not journal.finished(["embed_tokens.npy"]):
         np.save(folder / "embed_tokens.npy", _embedding_table(sources.model), allow_pickle=False)
@@ -230,135 +226,3 @@ def _embedding_table(model: Llava) -> NDArray[Any]:
     table = model.tensors.get("llm.embed_tokens.weight")
     # NumPy files know no bfloat16; float32 holds it without loss.
     return table if table.dtype in (np.float16, np.float32) else table.astype(np.float32)
-
-
-def _graph_spec(folder: Path, role: str, dialect: str) -> m.GraphSpec:
-    graph = onnx.load(str(folder / f"{role}.onnx"), load_external_data=False).graph
-    return m.GraphSpec(
-        role,
-        f"{role}.onnx",
-        dialect,
-        tuple(_tensor_spec(v) for v in graph.input),
-        tuple(_tensor_spec(v) for v in graph.output),
-    )
-
-
-def _tensor_spec(value: Any) -> m.TensorSpec:
-    tensor = value.type.tensor_type
-    dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-    shape = tuple(d.dim_param or d.dim_value for d in tensor.shape.dim)
-    return m.TensorSpec(value.name, dtype, shape)
-
-
-def _manifest(sources: Sources) -> m.Manifest:
-    """What is known before the first file is written; graphs and files are still empty."""
-    settings, model, tower = sources.settings, sources.model, sources.tower
-    vision, llm = model.vision, model.llm
-    token = image_token(sources.tokenizer, model.image_token_id)
-    cuts = read_schedule(settings.vision_cut, vision) if settings.vision_cut else Schedule(())
-    return m.Manifest(
-        format_version=m.FORMAT_VERSION,
-        model_id=settings.model_id or settings.checkpoint.resolve().name,
-        source=m.SourceSpec(
-            model=settings.model_id or settings.checkpoint.resolve().name,
-            architecture=f"{model.architecture}/{llm.model_type}",
-            sha256=model.tensors.sha256(),
-            revision=settings.revision,
-            text_tower=tower.source if tower else "",
-        ),
-        exporter=_exporter(settings),
-        graphs=(),
-        files=(),
-        preprocess=read_preprocess(settings.checkpoint, vision.image_size, settings.resize),
-        vision=m.VisionSpec(
-            num_patches=vision.grid**2,
-            patch_grid=m.GridSpec(vision.grid, vision.grid),
-            image_size=vision.image_size,
-            feature_layer=vision.feature_layer,
-            feature_dim=vision.hidden,
-            embed_layer=settings.embed_layer,
-            embed_dim=tower.embed_dim if tower else 0,
-            layers=vision.layers,
-            heads=vision.heads,
-            group_layers=settings.vision_groups,
-            intermediate=_mlp_width(model.tensors, "vision"),
-            cut_layers=cuts.layers,
-            cut_kept=cuts.counts,
-        ),
-        selection=m.SelectionSpec(
-            settings.method if tower or settings.method != "atp" else "cls_topk",
-            settings.alpha,
-            settings.relevance_source,
-            settings.keep_ratio,
-            keep_max=vision.grid**2,
-        ),
-        llm=m.LlmSpec(
-            layers=llm.layers,
-            heads=llm.heads,
-            kv_heads=llm.kv_heads,
-            head_dim=llm.head_dim,
-            hidden=llm.hidden,
-            vocab=llm.vocab,
-            rope_theta=llm.rope_theta,
-            max_kv=sources.max_kv,
-            eos_token_ids=llm.eos_token_ids,
-            bos_token_id=llm.bos_token_id,
-            intermediate=llm.intermediate,
-            sliding_window=llm.sliding_window,
-            block_layers=settings.block_layers,
-        ),
-        prompt=m.PromptSpec(
-            settings.prompt or template_from_chat(settings.checkpoint, token),
-            token,
-            model.image_token_id,
-            settings.max_text_tokens,
-        ),
-        precision=m.PrecisionSpec(
-            settings.precision,
-            _weight_storage(model),
-            _quantisation(settings),
-            get_precision(settings.precision, settings.dialect).backends,
-        ),
-        text_tower=_text_tower_spec(tower) if tower else None,
-    )
-
-
-def _text_tower_spec(tower: TextTower) -> m.TextTowerSpec:
-    return m.TextTowerSpec(
-        tower.context_length,
-        tower.bos_token_id,
-        tower.eos_token_id,
-        tower.embed_dim,
-        layers=tower.layers,
-        hidden=tower.hidden,
-        heads=tower.heads,
-        intermediate=_mlp_width(tower.tensors, "text"),
-    )
-
-
-def _mlp_width(tensors: TensorStore, part: str) -> int:
-    return tensors.shape(f"{part}.encoder.layers.0.mlp.fc1.weight")[0]
-
-
-def _exporter(settings: ExportSettings) -> m.ExporterSpec:
-    names = ("torch", "transformers", "onnxruntime", "numpy")
-    return m.ExporterSpec(
-        edge_atp=edge_atp.__version__,
-        onnx=onnx.__version__,
-        opset=load_dialect(settings.dialect).opset,
-        packages={name: importlib.metadata.version(name) for name in names},
-    )
-
-
-def _quantisation(settings: ExportSettings) -> dict[str, Any]:
-    precision = get_precision(settings.precision, settings.dialect)
-    stated = dict(precision.stated)
-    if precision.calibrated:
-        name = Path(settings.calibration_set).name
-        stated["calibration"] = f"labelled set {name}" if name else "synthetic pictures"
-    return stated
-
-
-def _weight_storage(model: Llava) -> str:
-    short = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-    return short[model.tensors.dtype("llm.embed_tokens.weight")]

@@ -149,10 +149,26 @@ def emit_text_tower(
     Args:
         with_tokens: also put out text_tokens (1, T, P), the projection of every token.
     """
-    fused = dialect in FUSED_DIALECTS
-    tensors = tower.tensors
     ids = graph.input("input_ids", TensorProto.INT64, [1, "tokens"])
     mask = graph.input("attention_mask", TensorProto.INT64, [1, "tokens"])
+    x = _run_layers(graph, tower, ids, fused=dialect in FUSED_DIALECTS)
+    count = graph.reduce("ReduceSum", mask, 1, keepdims=False)
+    last = graph.node("Sub", count, graph.ints(1))
+    if not with_tokens:
+        x = graph.node("Gather", x, last, axis=1)
+    normed = layer_norm(graph, tower.tensors, "text.final_layer_norm", x, tower.norm_eps)
+    weight = np.ascontiguousarray(tower.tensors.get("text.text_projection.weight").T)
+    x = graph.node("MatMul", normed, graph.weight("text.text_projection.weight", weight))
+    if with_tokens:
+        graph.output("text_tokens", x, TensorProto.FLOAT, [1, "tokens", tower.embed_dim])
+        x = graph.node("Gather", x, last, axis=1)
+    embed = graph.node("Squeeze", x, graph.ints(1))
+    graph.output("text_embed", embed, TensorProto.FLOAT, [1, tower.embed_dim])
+
+
+def _run_layers(graph: GraphBuilder, tower: TextTower, ids: str, *, fused: bool) -> str:
+    """Embed token ids (1, T) and run every layer; (1, T, D)."""
+    tensors = tower.tensors
     prefix = "text.embeddings"
     table = graph.weight(
         f"{prefix}.token_embedding.weight", tensors.get(f"{prefix}.token_embedding.weight")
@@ -178,18 +194,7 @@ def emit_text_tower(
             fused=fused,
             causal_bias=bias,
         )
-    count = graph.reduce("ReduceSum", mask, 1, keepdims=False)
-    last = graph.node("Sub", count, graph.ints(1))
-    if not with_tokens:
-        x = graph.node("Gather", x, last, axis=1)
-    normed = layer_norm(graph, tensors, "text.final_layer_norm", x, tower.norm_eps)
-    weight = np.ascontiguousarray(tensors.get("text.text_projection.weight").T)
-    x = graph.node("MatMul", normed, graph.weight("text.text_projection.weight", weight))
-    if with_tokens:
-        graph.output("text_tokens", x, TensorProto.FLOAT, [1, "tokens", tower.embed_dim])
-        x = graph.node("Gather", x, last, axis=1)
-    embed = graph.node("Squeeze", x, graph.ints(1))
-    graph.output("text_embed", embed, TensorProto.FLOAT, [1, tower.embed_dim])
+    return x
 
 
 def _causal_bias(graph: GraphBuilder, length: str) -> str:

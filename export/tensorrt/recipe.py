@@ -12,7 +12,7 @@ from edge_atp.errors import BackendUnavailableError, OutOfMemoryError
 from edge_atp.runtime import manifest as m
 from edge_atp.runtime.cuda_memory import Cuda
 from edge_atp.runtime.model_dir import ModelDirectory, file_sha256
-from edge_atp.runtime.profiles import is_executed, profiles_for
+from edge_atp.runtime.profiles import Profile, is_executed, profiles_for
 from export.tensorrt.builder import BuildSettings, build_engine, memory_needed_bytes
 
 _FOLDER = "engines"
@@ -43,29 +43,19 @@ def build_engines(
     graphs = [graph for graph in manifest.graphs if is_executed(graph.role)]
     planned = [(graph, profiles_for(graph, manifest)) for graph in graphs]
     _check_memory(directory, workspace_bytes, cuda.free_bytes(), log)
-    folder = directory.path / _FOLDER
-    folder.mkdir(exist_ok=True)
+    (directory.path / _FOLDER).mkdir(exist_ok=True)
     compute = manifest.precision.compute
     settings = BuildSettings(
         workspace_bytes, optimization_level, compute == "fp16", int8=compute == "int8"
     )
     engines, files = [], [f for f in manifest.files if not f.role.endswith("_engine")]
     for graph, profiles in planned:
-        plan = build_engine(
-            trt, directory.path / graph.file, profiles, settings, folder / "timing.cache", log
-        )
-        path = folder / f"{graph.role}.engine"
-        partial = path.with_suffix(".partial")
-        partial.write_bytes(plan)
-        partial.replace(path)
-        name = f"{_FOLDER}/{path.name}"
-        files.append(
-            m.FileSpec(f"{graph.role}_engine", name, file_sha256(path), path.stat().st_size)
-        )
+        file = _build(trt, directory.path, graph, profiles, settings, log)
+        files.append(file)
         engines.append(
             m.EngineSpec(
                 role=graph.role,
-                file=name,
+                file=file.path,
                 tensorrt_version=str(trt.__version__),
                 compute_capability=cuda.compute_capability,
                 onnx_sha256=directory.sha256(graph.role),
@@ -77,6 +67,25 @@ def build_engines(
         )
     _publish(directory.path, replace(manifest, files=tuple(files), engines=tuple(engines)))
     return ModelDirectory.open(directory.path)
+
+
+def _build(
+    trt: Any,
+    folder: Path,
+    graph: m.GraphSpec,
+    profiles: list[Profile],
+    settings: BuildSettings,
+    log: Callable[[str], None],
+) -> m.FileSpec:
+    """Build one graph's engine into the model directory; never leaves half a file."""
+    cache = folder / _FOLDER / "timing.cache"
+    plan = build_engine(trt, folder / graph.file, profiles, settings, cache, log)
+    path = folder / _FOLDER / f"{graph.role}.engine"
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(plan)
+    partial.replace(path)
+    name = f"{_FOLDER}/{path.name}"
+    return m.FileSpec(f"{graph.role}_engine", name, file_sha256(path), path.stat().st_size)
 
 
 def _publish(folder: Path, manifest: m.Manifest) -> None:

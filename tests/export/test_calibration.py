@@ -16,6 +16,7 @@ from edge_atp.evaluation.labels import Example
 from edge_atp.runtime.engine import Engine
 from edge_atp.types import PatchGrid
 from export import calibration, memory, recipe
+from export.describe import describe
 from export.settings import ExportSettings
 
 
@@ -45,7 +46,7 @@ def labelled(folder: Path, images: int, brightness: int) -> Path:
 
 def ranges_of(settings: ExportSettings) -> dict[str, dict[str, np.ndarray]]:
     sources = recipe.read_sources(settings)
-    return calibration.calibrate(sources, recipe._manifest(sources), lambda step: None)
+    return calibration.calibrate(sources, describe(sources), lambda step: None)
 
 
 def test_every_linear_layer_of_the_graphs_has_its_range(settings: ExportSettings) -> None:
