@@ -75,6 +75,8 @@ def test_the_program_accepts(where, line, monkeypatch):
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", only_parse)
     monkeypatch.setattr(sys, "argv", [module, *arguments])
+    for imported in (module, f"{module}.__main__"):  # by another test; runpy warns of it
+        monkeypatch.delitem(sys.modules, imported, raising=False)
     try:
         with pytest.raises(ParsedError):
             runpy.run_module(module, run_name="__main__", alter_sys=False)
