@@ -18,10 +18,15 @@ from edge_atp.types import Array, Selection, VisualSignals
 # Cosines that float32 (each in error by up to 1e-7) cannot put in order for certain.
 CLOSE = 4e-7
 
+# Relative rounding of float32 attention and of the quartiles taken of it.
+ROUNDING = 1e-6
+
 
 def num_outliers(attention: Array) -> int:
     """How many of (N,) values lie above Q3 + 1.5 (Q3 - Q1), quartiles linearly interpolated.
 
+    A value must be above the limit by more than float32's rounding: one that equals it is no
+    outlier, whatever the last bits of its head mean.
     Source: Shang et al., "LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal
     Models", sec. 3.2.
     """
@@ -35,7 +40,8 @@ def num_outliers(attention: Array) -> int:
         return float(ordered[low] + (ordered[high] - ordered[low]) * (place - low))
 
     upper, lower = quantile(0.75), quantile(0.25)
-    return int(xp.sum(xp.astype(ordered > upper + 1.5 * (upper - lower), xp.int64)))
+    limit = upper + 1.5 * (upper - lower)
+    return int(xp.sum(xp.astype(ordered > limit + ROUNDING * abs(limit), xp.int64)))
 
 
 def adaptive_grid(num_patches: int, num_attended: int) -> list[int]:

@@ -79,6 +79,9 @@ def test_outliers_by_hand() -> None:
     # Quartiles 2 and 4, limit 4 + 1.5 * 2 = 7.
     assert num_outliers(np.array([1, 2, 3, 4, 100], np.float32)) == 1
     assert num_outliers(np.array([1, 2, 3, 4, 7], np.float32)) == 0
+    # Ninths, which round: 7/9 is the limit, not above it.
+    assert num_outliers(np.array([1, 2, 3, 4, 7], np.float32) / np.float32(9)) == 0
+    assert num_outliers(np.array([1, 2, 3, 4, 7.001], np.float32) / np.float32(9)) == 1
     rng = np.random.default_rng(0)
     values = rng.exponential(size=577).astype(np.float32)
     low, high = np.percentile(values.astype(np.float64), [25, 75])
