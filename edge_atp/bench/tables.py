@@ -15,7 +15,7 @@ from edge_atp.evaluation.arms import DENSE
 
 # Columns that a narrow terminal does without, the first ones first.
 _FINE_TIMES = ("preprocess", "project", "select", "text", "±", "answer", "decode")
-_FINE_COSTS = ("KV cache", "peak RSS", "selection", "prefill of dense")
+_FINE_COSTS = ("KV cache", "peak RSS", "selection", "prefill of dense", "GFLOPs")
 _KIND_TITLES = {"short": "Short answers", "caption": "Captions"}
 
 
