@@ -75,6 +75,28 @@ def project(
     methods = methods or _default_methods(model)
     arms = plan_arms(methods, [k for k in keeps if k <= spec.visual_tokens], spec.visual_tokens)
     report: dict[str, Any] = {
+        **_preamble(spec, source, precision),
+        "devices": {d.name: {**asdict(d), "sources": list(d.sources)} for d in chosen},
+        "results": {
+            device.name: {
+                kind: _arms(device, spec, arms, text_tokens[kind], tokens[kind], precision)
+                for kind in text_tokens
+            }
+            for device in chosen
+        },
+    }
+    _print(report, console)
+    if out:
+        write_json(out / JSON_FILE, report)
+        if plots:
+            write_projection(report, out / "projection.png")
+        console.print(f"report: {out}")
+    return report
+
+
+def _preamble(spec: ModelSpec, source: str, precision: str) -> dict[str, Any]:
+    """What the report is about, and on what assumptions."""
+    return {
         "format_version": 1,
         "kind": "projected",
         "label": LABEL,
@@ -92,22 +114,7 @@ def project(
             "bandwidth_efficiency": BANDWIDTH_EFFICIENCY,
             "layer_overhead_us": LAYER_OVERHEAD_US,
         },
-        "devices": {d.name: {**asdict(d), "sources": list(d.sources)} for d in chosen},
-        "results": {
-            device.name: {
-                kind: _arms(device, spec, arms, text_tokens[kind], tokens[kind], precision)
-                for kind in text_tokens
-            }
-            for device in chosen
-        },
     }
-    _print(report, console)
-    if out:
-        write_json(out / JSON_FILE, report)
-        if plots:
-            write_projection(report, out / "projection.png")
-        console.print(f"report: {out}")
-    return report
 
 
 def _model(

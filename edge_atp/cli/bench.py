@@ -26,7 +26,7 @@ import argparse
 from pathlib import Path
 
 from edge_atp.bench.questions import BUILT_IN, DEFAULT_TOKENS, KINDS, Question, read_questions
-from edge_atp.cli.arguments import MODEL_HELP, add_backend, parse_integers, parse_names
+from edge_atp.cli.arguments import MODEL_HELP, Parser, add_backend, parse_integers, parse_names
 from edge_atp.cli.console import table_console
 from edge_atp.config import PipelineConfig
 from edge_atp.errors import ConfigError
@@ -37,7 +37,10 @@ _INTERRUPTED = 130
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``edge-atp bench``."""
-    parser.add_argument("model", help=MODEL_HELP)
+    parser.add_argument(
+        "model",
+        help=f"{MODEL_HELP}; with --project also what `edge-atp flops` knows, as llava-1.5-7b",
+    )
     add_backend(parser)
     parser.add_argument(
         "--methods",
@@ -51,12 +54,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K,K",
         help="visual tokens kept (default %(default)s; those above the model's N are left out)",
     )
-    asked = parser.add_argument_group("what is asked")
+    _add_asked(parser.add_argument_group("what is asked"))
+    _add_measured(parser.add_argument_group("how it is measured"))
+    _add_instead(parser.add_argument_group("instead of measuring"))
+
+
+def _add_asked(asked: Parser) -> None:
     asked.add_argument(
         "--questions",
         type=Path,
         metavar="FILE",
-        help="one a line, `caption:` before those with long answers; default: built in",
+        help="questions, one a line, `caption:` before those with long answers (default: built in)",
     )
     asked.add_argument(
         "--image",
@@ -75,7 +83,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     asked.add_argument(
         "--standing", action="store_true", help="questions were asked before: reuse what they left"
     )
-    measured = parser.add_argument_group("how it is measured")
+
+
+def _add_measured(measured: Parser) -> None:
     measured.add_argument(
         "--rounds",
         type=int,
@@ -103,7 +113,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     measured.add_argument("--out", type=Path, metavar="DIR", help="write bench.json and plots")
     measured.add_argument("--no-plots", action="store_true", help="write JSON only")
-    instead = parser.add_mutually_exclusive_group()
+
+
+def _add_instead(group: Parser) -> None:
+    instead = group.add_mutually_exclusive_group()
     instead.add_argument(
         "--calibrate", action="store_true", help="fit and write this device's cost model"
     )
@@ -112,7 +125,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DEVICE",
         help="project, not measure: orin-nano, orin-nx, agx-orin, thor (several with commas)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--precision",
         choices=("fp16", "int8", "int4"),
         default="fp16",

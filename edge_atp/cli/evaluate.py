@@ -20,6 +20,7 @@ from pathlib import Path
 
 from edge_atp import pruning
 from edge_atp.cli.arguments import (
+    Parser,
     add_longest,
     add_model,
     add_seed,
@@ -43,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--methods",
         default=_DEFAULT_METHODS,
         metavar="A,B",
-        help="pruning methods, or all that the model can run; random and spatial are always"
+        help="pruning methods, or `all` that the model can run; random and spatial are always"
         f" added; default: %(default)s; known: {', '.join(pruning.available())}",
     )
     parser.add_argument(
@@ -62,56 +63,68 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ask for long answers (captions) about the first N images only (default 200)",
     )
     parser.add_argument(
-        "--robustness", action="store_true", help="also corrupted images and other wordings"
-    )
-    parser.add_argument(
-        "--robustness-keep", type=int, default=64, metavar="K", help="budget there (default 64)"
-    )
-    parser.add_argument(
-        "--robustness-methods",
-        default="atp,random",
-        metavar="A,B",
-        help="methods there, beside dense (default %(default)s)",
-    )
-    parser.add_argument(
-        "--robustness-limit", type=int, default=200, metavar="N", help="images there (default 200)"
-    )
-    parser.add_argument(
         "--choices",
         action="store_true",
         help="score short questions over a closed answer set: the question's own, or all answers"
         " of its family; the calibration error is then that of the choice's probability",
     )
-    parser.add_argument("--resume", action="store_true", help="go on with what --out holds")
-    parser.add_argument(
+    add_seed(parser, "random methods, noise and bootstrap")
+    add_longest(parser, 96)
+    _add_course(parser.add_argument_group("how it runs, and what is written"))
+    _add_robustness(parser.add_argument_group("disturbed images and other wordings"))
+    _add_sweep(parser.add_argument_group("the model's defaults, instead"))
+
+
+def _add_course(group: Parser) -> None:
+    group.add_argument("--resume", action="store_true", help="go on with what --out holds")
+    group.add_argument(
         "--baseline",
         type=Path,
         metavar="DIR",
         help="--out of an earlier run on the same data set; adds paired differences to it",
     )
-    parser.add_argument(
+    group.add_argument(
         "--processes",
         type=int,
         default=1,
         metavar="N",
         help="worker processes, several with one thread each unless --threads is given (default 1)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--max-minutes",
         type=float,
         default=0.0,
         metavar="M",
         help="stop after this time, --resume goes on (default 0: no cap)",
     )
-    add_seed(parser, "random methods, noise and bootstrap")
-    add_longest(parser, 96)
-    parser.add_argument("--no-plots", action="store_true", help="write JSON and tables only")
-    parser.add_argument(
+    group.add_argument("--no-plots", action="store_true", help="write JSON and tables only")
+
+
+def _add_robustness(group: Parser) -> None:
+    group.add_argument(
+        "--robustness", action="store_true", help="also corrupted images and other wordings"
+    )
+    group.add_argument(
+        "--robustness-keep", type=int, default=64, metavar="K", help="budget there (default 64)"
+    )
+    group.add_argument(
+        "--robustness-methods",
+        default="atp,random",
+        metavar="A,B",
+        help="methods there, beside dense (default %(default)s)",
+    )
+    group.add_argument(
+        "--robustness-limit", type=int, default=200, metavar="N", help="images there (default 200)"
+    )
+
+
+def _add_sweep(group: Parser) -> None:
+    group.add_argument(
         "--sweep-defaults",
         action="store_true",
         help="compare alpha and relevance source, and propose the model's defaults",
     )
-    parser.add_argument(
+    group.add_argument(
         "--sweep-model",
         action="append",
         default=[],
@@ -119,7 +132,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --sweep-defaults: the same model exported with another layer or relevance"
         " source; may be given several times",
     )
-    parser.add_argument(
+    group.add_argument(
         "--write-defaults",
         type=Path,
         metavar="YAML",

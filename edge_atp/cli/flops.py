@@ -73,6 +73,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"pruning methods: {', '.join(n for n in pruning.available() if n != 'none')};"
         " default: all that this model can run",
     )
+    _add_counted(parser)
+    add_json(parser)
+
+
+def _add_counted(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text-tokens",
         default="64",
@@ -104,7 +109,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder of the CLIP text tower of a checkpoint (default: its text_tower)",
     )
-    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
