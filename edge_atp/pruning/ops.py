@@ -24,6 +24,9 @@ FEW_VALUES = 1 << 16
 # Spread of float32 cosines (in error by 1e-7) below which a min-max is wrong by more than 3e-6.
 NARROW_SPAN = 0.03
 
+# Cosines that float32 (each in error by up to 1e-7) cannot put in order for certain.
+CLOSE_COSINES = 4e-7
+
 # Products of squared lengths below which float32 loses digits (its normal numbers end at 1e-38).
 LEAST_SQUARE = 1e-30
 

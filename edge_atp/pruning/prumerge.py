@@ -11,12 +11,9 @@ from array_api_compat import array_namespace, device
 
 from edge_atp.errors import ConfigError
 from edge_atp.pruning.base import Pruner, as_indices
-from edge_atp.pruning.ops import as_float32, head_mean, top_k
+from edge_atp.pruning.ops import CLOSE_COSINES, as_float32, head_mean, top_k
 from edge_atp.pruning.similarity import cosine_cross
 from edge_atp.types import Array, Selection, VisualSignals
-
-# Cosines that float32 (each in error by up to 1e-7) cannot put in order for certain.
-CLOSE = 4e-7
 
 # Relative rounding of float32 attention and of the quartiles taken of it.
 ROUNDING = 1e-6
@@ -68,7 +65,7 @@ def take_up(features: Array, keys: Array, weights: Array, kept: Array, neighbour
         return xp.take(features, kept, axis=0)
     similarity = _to_others(keys, kept)
     last, following = _boundary(similarity, neighbours)
-    close = xp.nonzero(last - following < CLOSE)[0]
+    close = xp.nonzero(last - following < CLOSE_COSINES)[0]
     if close.shape[0]:
         exact = _to_others(xp.astype(keys, xp.float64), xp.take(kept, close))
         similarity[close], last[close] = exact, _boundary(exact, neighbours)[0]

@@ -9,7 +9,13 @@ from array_api_compat import array_namespace, device
 
 from edge_atp.errors import ConfigError, MissingSignalError
 from edge_atp.pruning.base import Pruner, as_indices
-from edge_atp.pruning.ops import as_float32, head_mean, require_finite, top_k
+from edge_atp.pruning.ops import (
+    CLOSE_COSINES,
+    as_float32,
+    head_mean,
+    require_finite,
+    top_k,
+)
 from edge_atp.pruning.similarity import cosine_cross
 from edge_atp.types import Array, Selection, VisualSignals
 
@@ -42,13 +48,33 @@ def merge_rest(features: Array, keys: Array, targets: Array, others: Array) -> A
     received = xp.take(features, targets, axis=0)
     if others.shape[0] == 0:
         return received
-    similarity = cosine_cross(xp.take(keys, others, axis=0), xp.take(keys, targets, axis=0))
-    owner = xp.argmax(similarity, axis=1)
+    owner = most_similar(xp.take(keys, others, axis=0), xp.take(keys, targets, axis=0))
     slots = xp.arange(targets.shape[0], dtype=owner.dtype, device=device(targets))
     member = xp.astype(slots[:, None] == owner[None, :], xp.float32)  # (c, m)
     counts = xp.sum(member, axis=1)
     sums = member @ xp.take(features, others, axis=0)
     return received + sums / xp.where(counts > 0, counts, xp.ones_like(counts))[:, None]
+
+
+def most_similar(rows: Array, columns: Array) -> Array:
+    """(m,) index of the column vector of highest cosine for each row vector, ties to the lowest.
+
+    Args:
+        rows: (m, D).
+        columns: (c, D).
+    """
+    xp = array_namespace(rows, columns)
+    similarity = cosine_cross(rows, columns)
+    owner = xp.argmax(similarity, axis=1)
+    if columns.shape[0] > 1:
+        index = xp.arange(columns.shape[0], dtype=owner.dtype, device=device(owner))
+        others = xp.where(index == owner[:, None], xp.full_like(similarity, -2.0), similarity)
+        lead = xp.max(similarity, axis=1) - xp.max(others, axis=1)
+        close = xp.nonzero(lead < CLOSE_COSINES)[0]
+        if close.shape[0]:
+            doubtful = xp.astype(xp.take(rows, close, axis=0), xp.float64)
+            owner[close] = xp.argmax(cosine_cross(doubtful, columns), axis=1)
+    return owner
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pruning_cases import make_signals
 
 from edge_atp.errors import ConfigError, MissingSignalError, ShapeError
 from edge_atp.pruning import load
-from edge_atp.pruning.visionzip import contextual_targets
+from edge_atp.pruning.visionzip import contextual_targets, most_similar
 from edge_atp.types import VisualSignals
 
 
@@ -67,6 +67,22 @@ def test_by_hand() -> None:
     assert selection.kept_indices.tolist() == [0, 1, 3]
     np.testing.assert_allclose(selection.merged[:, 0], [1, 2, 18])
     assert selection.order.tolist() == [1, 0, 3]
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_targets_that_float32_cannot_tell_apart(backend: str) -> None:
+    # 5 million products, which are summed in float32: cosines about 1e-8 apart.
+    rng = np.random.default_rng(0)
+    rows, columns = rng.standard_normal((600, 1024)), rng.standard_normal((8, 1024))
+    columns[1:] = columns[0] + 1e-6 * columns[1:]
+    rows = (rows + columns[0]).astype(np.float32)
+    columns = columns.astype(np.float32)
+    units = [v / np.linalg.norm(v, axis=1, keepdims=True) for v in map(np.float64, (rows, columns))]
+    expected = (units[0] @ units[1].T).argmax(axis=1)
+    if backend == "torch":
+        torch = pytest.importorskip("torch")
+        rows, columns = torch.from_numpy(rows), torch.from_numpy(columns)
+    assert np.asarray(most_similar(rows, columns)).tolist() == expected.tolist()
 
 
 def test_targets_are_at_the_published_stride() -> None:
