@@ -25,6 +25,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from tokenizers.processors import TemplateProcessing
 
 from edge_atp.errors import ArtifactError
+from edge_atp.hf.text.open_clip_weights import load_open_clip
 from export.checkpoint import TensorStore
 from export.text_tower import TextTower, canonical_text_name
 
@@ -37,12 +38,14 @@ def read_open_clip(name: str) -> TextTower:
     """Load ``<model name>/<pretrained tag or file>`` with open_clip.
 
     Raises:
-        ArtifactError: open_clip does not know it or cannot get its weights, or its text encoder is
-            of another kind.
+        ConfigError: open_clip does not know it or cannot get its weights.
+        ArtifactError: its text encoder is of another kind.
     """
-    model_name, _, pretrained = name.partition("/")
-    config = _config(model_name)
-    model = _load(model_name, pretrained)
+    model_name = name.partition("/")[0]
+    config = open_clip.get_model_config(model_name)
+    if config is not None:  # before weights are fetched
+        _require_clip_text(model_name, config["text_cfg"])
+    model = load_open_clip(name)
     text = config["text_cfg"]
     folder = Path(tempfile.mkdtemp(prefix="edge_atp_open_clip_"))
     # Tensors are read from there until the export ends.
@@ -71,39 +74,12 @@ def read_open_clip(name: str) -> TextTower:
     )
 
 
-def _config(model_name: str) -> dict[str, Any]:
-    """open_clip's description of a model whose text encoder is CLIP's own."""
-    if model_name not in open_clip.list_models():
-        raise ArtifactError(
-            f"open_clip has no model {model_name!r}; `open_clip.list_models()` lists them"
-        )
-    config: dict[str, Any] = open_clip.get_model_config(model_name)
-    text = config["text_cfg"]
+def _require_clip_text(model_name: str, text: dict[str, Any]) -> None:
     if "hf_model_name" in text or text.get("pool_type", "argmax") != "argmax":
         raise ArtifactError(
             f"open_clip model {model_name!r} has a text encoder that is not CLIP's own; use one"
             " of the ViT-*/CLIP models"
         )
-    return config
-
-
-def _load(model_name: str, pretrained: str) -> torch.nn.Module:
-    """The model with its weights; without any, open_clip would draw random ones."""
-    tags = ", ".join(open_clip.list_pretrained_tags_by_model(model_name)) or "none"
-    if not pretrained:
-        raise ArtifactError(
-            f"open_clip:{model_name} names no weights; give open_clip:{model_name}/TAG (there are:"
-            f" {tags}) or open_clip:{model_name}/FILE"
-        )
-    try:
-        # weights_only: a pickled checkpoint must not run code.
-        model = open_clip.create_model(model_name, pretrained=pretrained, weights_only=True)
-    except (RuntimeError, OSError) as error:
-        raise ArtifactError(
-            f"open_clip cannot load {model_name!r} with weights {pretrained!r} ({error}); its tags"
-            f" are: {tags}; or give the path of a downloaded file"
-        ) from error
-    return model.eval()
 
 
 def _reference(model: Any) -> Callable[[Any], Any]:

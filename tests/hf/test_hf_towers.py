@@ -41,7 +41,8 @@ def test_a_text_model_alone_embeds_but_cannot_place_patches():
     ("choice", "message"),
     [
         (5, r"text_tower is 5; give 'llm', a Hugging Face name"),
-        ("open_clip:EVA99", r"open_clip has no model 'EVA99'"),
+        ("open_clip:EVA99/tag", r"open_clip has no model 'EVA99'"),
+        ("open_clip:ViT-B-32", r"open_clip:ViT-B-32 names no weights; give .*openai"),
     ],
 )
 def test_unknown_towers_name_the_choices(choice, message):

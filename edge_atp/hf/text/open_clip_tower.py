@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from edge_atp.errors import BackendUnavailableError, ConfigError
 from edge_atp.hf.family import Module, Tensor, VisionTower
+from edge_atp.hf.text.open_clip_weights import load_open_clip
 from edge_atp.hf.text.tower import TextEncoding, TextTower, windows
 
 
@@ -24,18 +24,11 @@ class OpenClipTower(TextTower):
 
     @classmethod
     def from_name(cls, name: str, device: Any = "cpu") -> OpenClipTower:
-        """Load "<model>" or "<model>/<pretrained tag>"."""
-        try:
-            import open_clip
-        except ImportError as error:
-            raise BackendUnavailableError(
-                "text_tower 'open_clip:...' needs open_clip: pip install open_clip_torch"
-            ) from error
-        model_name, _, tag = name.partition("/")
-        if model_name not in open_clip.list_models():
-            raise ConfigError(f"open_clip has no model {model_name!r}; see open_clip.list_models()")
-        model = open_clip.create_model(model_name, pretrained=tag or None)
-        return cls(model.eval().to(device), open_clip.get_tokenizer(model_name))
+        """Load "<model>/<pretrained tag or file>"; raises as ``load_open_clip`` does."""
+        model = load_open_clip(name).to(device)
+        from open_clip import get_tokenizer
+
+        return cls(model, get_tokenizer(name.partition("/")[0]))
 
     def encode(self, text: str) -> TextEncoding:
         """Windows of the context length, averaged."""

@@ -85,7 +85,7 @@ def load_tower(choice: Any, language_embeddings: Module, tokenizer: Any) -> Text
     """Build a text tower.
 
     Args:
-        choice: a TextTower, "llm", "open_clip:<name>[/<pretrained>]", a Hugging Face name, or a
+        choice: a TextTower, "llm", "open_clip:<name>/<pretrained>", a Hugging Face name, or a
             pair (model, tokenizer) of a loaded CLIP, SigLIP or open_clip model.
         language_embeddings: the VLM's input embedding, for "llm" and for the device.
         tokenizer: the VLM's tokenizer, for "llm".
@@ -109,8 +109,8 @@ def load_tower(choice: Any, language_embeddings: Module, tokenizer: Any) -> Text
     if isinstance(choice, tuple) and len(choice) == 2:
         return _from_pair(*choice)
     raise ConfigError(
-        f"text_tower is {choice!r}; give 'llm', a Hugging Face name, 'open_clip:<name>', or a pair"
-        " (model, tokenizer)"
+        f"text_tower is {choice!r}; give 'llm', a Hugging Face name, 'open_clip:<name>/<tag>', or a"
+        " pair (model, tokenizer)"
     )
 
 
