@@ -152,15 +152,16 @@ def mean_over(values: Array, axis: int | tuple[int, ...]) -> Array:
     float64 has 29 bits to spare for sums of float32 values, so tokens with the same values have the
     same mean in whatever order a backend (or the tail of its vector loop) adds them.
     """
-    xp = namespace(values)
-    axes = (axis,) if isinstance(axis, int) else axis
-    count = math.prod(values.shape[i] for i in axes)
     hosted = share(values)
     if hosted is None:
-        return xp.sum(values, axis=axis, dtype=xp.float64) / count
+        xp = namespace(values)
+        axes = (axis,) if isinstance(axis, int) else axis
+        total = xp.sum(values, axis=axis, dtype=xp.float64)
+        return total / math.prod(values.shape[i] for i in axes)
     # torch's sum into another dtype takes ten times as long on a CPU.
-    mean = np.add.reduce(hosted, axis=axis, dtype=np.float64) / count
-    return mean if hosted is values else xp.asarray(mean)
+    total = np.add.reduce(hosted, axis=axis, dtype=np.float64)
+    total /= hosted.size // total.size
+    return total if hosted is values else namespace(values).asarray(total)
 
 
 def softmax(logits: Array, overwrite: bool = False) -> Array:
