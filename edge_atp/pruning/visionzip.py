@@ -138,8 +138,9 @@ class Method(Pruner):
     def _cls_feature(self, signals: VisualSignals) -> Array:
         if signals.cls_feature is None:
             raise MissingSignalError(
-                "visionzip with keep_cls needs cls_feature, which models with"
-                " edge_atp.hf.attach expose and exported engines do not; set keep_cls to false"
+                "visionzip with keep_cls needs cls_feature, which models with edge_atp.hf.attach"
+                " expose where tokens are cut before the projector, and exported engines do not;"
+                " set keep_cls to false"
             )
         require_finite("cls_feature", signals.cls_feature)
         return signals.cls_feature
