@@ -171,6 +171,7 @@ def test_selecting_after_the_projector_projects_everything() -> None:
     model = named("llava-1.5-7b")
     assert make_plan(model, "divprune", 64, 64).projected == 576
     assert make_plan(model, "atp", 64, 64).projected == 64
+    assert make_plan(model, "cdpruner", 64, 64).projected == 64  # compares either; cut before
     assert make_plan(model, "atp", 64, 64).text_tower
     assert not make_plan(model, "cls_topk", 64, 64).text_tower
 

@@ -62,7 +62,7 @@ def make_plan(
         return Plan((), total, (total,) * layers)
     if num_kept is None:
         raise ConfigError(f"{method} has no ratio of its own; give the number of tokens to keep")
-    needed = {*pruner.needs, *(group[0] for group in pruner.needs_one_of)}
+    needed = {*pruner.needs, *map(_exposed, pruner.needs_one_of)}
     # A method that compares projected tokens projects all of them.
     projected = total if "image_embeds" in needed else num_kept
     selection = _selection_flops(model, needed, num_kept, text_tokens)
@@ -139,6 +139,11 @@ def _added(pruner: Pruner, num_dropped: int) -> int:
     """Tokens that a method makes of those it drops, on top of the kept ones."""
     added = getattr(pruner, "added", None)
     return 0 if added is None else int(added(num_dropped))
+
+
+def _exposed(group: tuple[str, ...]) -> str:
+    """The first of the signals that a host has before its projector, where it cuts if it may."""
+    return next((name for name in group if name != "image_embeds"), group[0])
 
 
 def _per_tile(model: ModelSpec, num_kept: int | None) -> int | None:
