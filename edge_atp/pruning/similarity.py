@@ -61,11 +61,16 @@ def inverse_norms(vectors: Array) -> Array:
     Raises:
         ShapeError: a row is so long that its square overflows.
     """
-    xp = array_namespace(vectors)
-    lengths = xp.sqrt(xp.vecdot(vectors, vectors))
+    return _inverse_roots(array_namespace(vectors).vecdot(vectors, vectors))
+
+
+def _inverse_roots(squares: Array) -> Array:
+    """``inverse_norms`` of vectors with those squared lengths (N,)."""
+    xp = array_namespace(squares)
+    lengths = xp.sqrt(squares)
     if float(xp.max(lengths)) == float("inf"):
         raise ShapeError(
-            f"a token's length overflows {vectors.dtype}; check the encoder's precision and scale"
+            f"a token's length overflows {squares.dtype}; check the encoder's precision and scale"
         )
     zero = lengths == 0
     return xp.where(zero, lengths, 1.0 / xp.where(zero, xp.ones_like(lengths), lengths))
@@ -163,37 +168,52 @@ def matrix_work(num: int, width: int) -> int:
     return num * num * width // 2
 
 
-def cosine_cross(rows: Array, columns: Array) -> Array:
+def cosine_cross(rows: Array, columns: Array, exact: bool = False) -> Array:
     """Cosine of every row vector with every column vector.
 
     Args:
         rows: (M, D).
         columns: (N, D).
+        exact: computed in float64 however many they are.
     Returns:
         (M, N) float64; equal vectors of ``columns`` give bit-identical columns.
     """
     xp = array_namespace(rows, columns)
     work = rows.shape[0] * columns.shape[0] * rows.shape[1]
-    double = any(array.dtype == xp.float64 for array in (rows, columns))
-    dtype, chunk = xp.float32, CHUNK
-    if double or work <= FLOAT64_CROSS:
-        dtype, chunk = xp.float64, rows.shape[1]
-    rows = xp.astype(rows, dtype, copy=False)
-    columns = xp.astype(columns, dtype, copy=False)
+    exact = exact or work <= FLOAT64_CROSS or xp.float64 in (rows.dtype, columns.dtype)
     # BLAS packs its right factor: with the fewer vectors there it takes two thirds of the time.
     rows_are_fewer = rows.shape[0] <= columns.shape[0]
     fewer, more = (rows, columns) if rows_are_fewer else (columns, rows)
-    matrix = xp.astype(more[:, :chunk] @ fewer[:, :chunk].T, xp.float64, copy=False)
-    for start in range(chunk, rows.shape[1], chunk):
-        part = slice(start, start + chunk)
-        matrix += more[:, part] @ fewer[:, part].T
-    matrix *= inverse_norms(more)[:, None]
-    matrix *= inverse_norms(fewer)[None, :]
-    if dtype == xp.float64:
+    matrix, inverse = _products(more, fewer) if exact else _products_in_chunks(more, fewer)
+    matrix *= inverse[:, None]
+    if exact:
         snap_cosines(matrix)
     matrix = matrix.T if rows_are_fewer else matrix
     twins = lowest_twin(columns)
     return matrix if twins is None else xp.take(matrix, twins, axis=1)
+
+
+def _products(more: Array, fewer: Array) -> tuple[Array, Array]:
+    """(N, M) products of the vectors ``more`` (N, D) with the directions of ``fewer`` (M, D), and
+    (N,) ``inverse_norms`` of ``more``, in float64."""
+    xp = array_namespace(more, fewer)
+    fewer = xp.astype(fewer, xp.float64, copy=False)
+    directions = (fewer * inverse_norms(fewer)[:, None]).T
+    parts = [(b @ directions, xp.vecdot(b, b)) for b in in_blocks(more, xp.float64)]
+    products, squares = parts[0] if len(parts) == 1 else map(xp.concat, zip(*parts, strict=True))
+    return products, _inverse_roots(squares)
+
+
+def _products_in_chunks(more: Array, fewer: Array) -> tuple[Array, Array]:
+    """``_products`` from float32 sums of CHUNK products each."""
+    xp = array_namespace(more, fewer)
+    more, fewer = as_float32(more), as_float32(fewer)
+    matrix = xp.astype(more[:, :CHUNK] @ fewer[:, :CHUNK].T, xp.float64, copy=False)
+    for start in range(CHUNK, more.shape[1], CHUNK):
+        part = slice(start, start + CHUNK)
+        matrix += more[:, part] @ fewer[:, part].T
+    matrix *= inverse_norms(fewer)[None, :]
+    return matrix, inverse_norms(more)
 
 
 def without_self(matrix: Array) -> Array:
