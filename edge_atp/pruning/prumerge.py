@@ -67,7 +67,7 @@ def take_up(features: Array, keys: Array, weights: Array, kept: Array, neighbour
     last, following = _boundary(similarity, neighbours)
     close = xp.nonzero(last - following < CLOSE_COSINES)[0]
     if close.shape[0]:
-        exact = _to_others(xp.astype(keys, xp.float64), xp.take(kept, close))
+        exact = _to_others(keys, xp.take(kept, close), exact=True)
         similarity[close], last[close] = exact, _boundary(exact, neighbours)[0]
     nearest = largest_per_row(similarity, neighbours, last)
     # A (K, N) weight matrix and one product, instead of gathering (K, 32, D).
@@ -75,11 +75,11 @@ def take_up(features: Array, keys: Array, weights: Array, kept: Array, neighbour
     return xp.take(features, kept, axis=0) + mix @ features
 
 
-def _to_others(keys: Array, kept: Array) -> Array:
+def _to_others(keys: Array, kept: Array, exact: bool = False) -> Array:
     """(K, N) cosine of the keys of ``kept`` with all keys, -inf with themselves."""
     xp = array_namespace(keys)
     index = xp.arange(keys.shape[0], dtype=kept.dtype, device=device(kept))
-    similarity = cosine_cross(xp.take(keys, kept, axis=0), keys)
+    similarity = cosine_cross(xp.take(keys, kept, axis=0), keys, exact)
     itself = kept[:, None] == index[None, :]
     return xp.where(itself, xp.full_like(similarity, float("-inf")), similarity)
 

@@ -42,7 +42,7 @@ def working_dtype(work: int, *arrays: Array) -> Any:
     return xp.float64 if double else xp.float32
 
 
-def in_blocks(vectors: Array, dtype: Any) -> Iterator[Array]:
+def in_blocks(vectors: Array, dtype: Any, block: int = BLOCK) -> Iterator[Array]:
     """The (N, D) vectors in ``dtype``: at once, or in blocks where the host has to convert them.
 
     A converted copy of all vectors is memory asked of the system, which costs as much as the
@@ -50,7 +50,7 @@ def in_blocks(vectors: Array, dtype: Any) -> Iterator[Array]:
     """
     xp = array_namespace(vectors)
     num = vectors.shape[0]
-    step = num if vectors.dtype == dtype or not lies_on_host(vectors) else BLOCK
+    step = num if vectors.dtype == dtype or not lies_on_host(vectors) else block
     for start in range(0, num, step):
         yield xp.astype(vectors[start : start + step, :], dtype, copy=False)
 
@@ -199,7 +199,8 @@ def _products(more: Array, fewer: Array) -> tuple[Array, Array]:
     xp = array_namespace(more, fewer)
     fewer = xp.astype(fewer, xp.float64, copy=False)
     directions = (fewer * inverse_norms(fewer)[:, None]).T
-    parts = [(b @ directions, xp.vecdot(b, b)) for b in in_blocks(more, xp.float64)]
+    block = max(BLOCK, fewer.shape[0])  # BLAS packs the directions for every block anew
+    parts = [(b @ directions, xp.vecdot(b, b)) for b in in_blocks(more, xp.float64, block)]
     products, squares = parts[0] if len(parts) == 1 else map(xp.concat, zip(*parts, strict=True))
     return products, _inverse_roots(squares)
 

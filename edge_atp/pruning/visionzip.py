@@ -72,8 +72,8 @@ def most_similar(rows: Array, columns: Array) -> Array:
         lead = xp.max(similarity, axis=1) - xp.max(others, axis=1)
         close = xp.nonzero(lead < CLOSE_COSINES)[0]
         if close.shape[0]:
-            doubtful = xp.astype(xp.take(rows, close, axis=0), xp.float64)
-            owner[close] = xp.argmax(cosine_cross(doubtful, columns), axis=1)
+            doubtful = xp.take(rows, close, axis=0)
+            owner[close] = xp.argmax(cosine_cross(doubtful, columns, exact=True), axis=1)
     return owner
 
 
