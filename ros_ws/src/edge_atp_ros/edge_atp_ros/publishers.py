@@ -23,8 +23,10 @@ from edge_atp_ros.images import to_image
 
 # Deep enough that a burst of refusals does not overwrite answers that are still being delivered.
 _ANSWER_DEPTH = 1000
-# Offered as reliable, because that matches both best-effort and reliable subscribers.
-_STREAM_DEPTH = 10
+# All are offered as reliable, because that matches both best-effort and reliable subscribers.
+_PARTIAL_DEPTH = 10
+# A planner that needs masks must get them of a burst of answers, too; a mask takes some KB.
+_MASK_DEPTH = 100
 _PICTURE_DEPTH = 2
 _FLUSH_S = 0.5
 
@@ -36,8 +38,8 @@ class Outputs:
         self._node = node
         self._health = health
         self._answer = self._create(msgs.Answer, "answer", _ANSWER_DEPTH)
-        self._partial = self._create(msgs.Answer, "answer_partial", _STREAM_DEPTH)
-        self._masks = self._create(msgs.PatchMaskArray, "patch_mask", _STREAM_DEPTH)
+        self._partial = self._create(msgs.Answer, "answer_partial", _PARTIAL_DEPTH)
+        self._masks = self._create(msgs.PatchMaskArray, "patch_mask", _MASK_DEPTH)
         self._mask_image = self._create(Image, "mask_image", _PICTURE_DEPTH)
         self._overlay = self._create(Image, "overlay", _PICTURE_DEPTH)
         self._model_info = self._create(msgs.ModelInfo, "model_info", 1, latched=True)
