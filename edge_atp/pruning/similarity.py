@@ -46,13 +46,21 @@ def in_blocks(vectors: Array, dtype: Any, block: int = BLOCK) -> Iterator[Array]
     """The (N, D) vectors in ``dtype``: at once, or in blocks where the host has to convert them.
 
     A converted copy of all vectors is memory asked of the system, which costs as much as the
-    product it is for.
+    product it is for. A block is valid until the next one.
     """
     xp = array_namespace(vectors)
-    num = vectors.shape[0]
-    step = num if vectors.dtype == dtype or not lies_on_host(vectors) else block
-    for start in range(0, num, step):
-        yield xp.astype(vectors[start : start + step, :], dtype, copy=False)
+    num, width = vectors.shape
+    if vectors.dtype == dtype or not lies_on_host(vectors):
+        yield xp.astype(vectors, dtype, copy=False)
+        return
+    for start in range(0, num, block):
+        part = vectors[start : start + block, :]
+        if isinstance(part, np.ndarray):
+            converted = scratch("converted", (block, width), dtype)[: len(part)]
+            converted[:] = part
+            yield converted
+        else:
+            yield xp.astype(part, dtype)
 
 
 def inverse_norms(vectors: Array) -> Array:
