@@ -52,12 +52,12 @@ class Settling:
 
     def largest(self, tokens: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.float64]:
         """(m,) the largest cosine of each of the ``tokens`` with the ``others``, exact."""
-        block = self._similarity[tokens].take(others, axis=1)
-        best = block.max(axis=1, keepdims=True)
-        margin = uncertainty(float(np.abs(best).max()))
-        rows, columns = np.nonzero(block >= best - margin)
-        left = self._vectors[tokens[rows]].astype(np.float64)
-        right = self._vectors[others[columns]].astype(np.float64)
+        block = self._similarity.take(tokens, axis=0).take(others, axis=1)
+        best = np.maximum.reduce(block, axis=1)
+        margin = uncertainty(max(float(best.max()), -float(best.min())))
+        rows, columns = (block >= (best - margin)[:, None]).nonzero()
+        left = self._vectors.take(tokens[rows], axis=0).astype(np.float64)
+        right = self._vectors.take(others[columns], axis=0).astype(np.float64)
         squares = _row_products(left, left) * _row_products(right, right)
         products = _row_products(left, right)
         exact: NDArray[np.float64] = products / np.sqrt(np.where(squares > 0, squares, 1.0))
@@ -117,12 +117,10 @@ def _settled_ranking(
     ordered = best[ranking]
     gaps = ordered[:-1] - ordered[1:]
     margin = uncertainty(max(float(ordered[0]), -float(ordered[-1])))
-    if len(gaps) == 0 or gaps.min() > margin:
+    close = (gaps <= margin).nonzero()[0]
+    if len(close) == 0:
         return ranking
-    close = gaps <= margin
-    unsure = np.zeros(len(best), dtype=bool)
-    unsure[ranking[:-1]] = close
-    unsure[ranking[1:]] |= close
+    unsure = np.unique(ranking[np.concatenate((close, close + 1))])
     exact = best.astype(np.float64)
     exact[unsure] = settling.largest(even[unsure], odd).round(DECIMALS)
     return np.argsort(-exact, kind="stable")
