@@ -177,26 +177,45 @@ def _of_card(file: Path) -> ModelSpec:
     """The model that a ``models/NAME.yaml`` is about.
 
     Raises:
-        ConfigError: the file cannot be read, or the dimensions of its model are not known here.
+        ConfigError: the file cannot be read or a field is wrong, or the dimensions of its model are
+            not known here.
     """
-    try:
-        card = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file}: cannot be read ({error})") from error
-    if not isinstance(card, Mapping):
-        raise ConfigError(f"{file}: expected a mapping with the model's name and checkpoint")
-    name = str(card.get("name", file.stem))
+    card = _read_card(file)
+    name = _text(file, card, "name", file.stem)
     if name in MODELS:
         return named(name)
     if card.get("directories"):
         return _of_directory(name)
-    checkpoint = file.parent / str((card.get("export") or card).get("checkpoint", ""))
+    fields = card.get("export") or card
+    if not isinstance(fields, Mapping):
+        raise ConfigError(
+            f"{file}: export is {fields!r}; it must be a mapping, with the checkpoint's folder"
+        )
+    checkpoint = file.parent / _text(file, fields, "checkpoint")
     if (checkpoint / _CONFIG).is_file():
         return _of_checkpoint(checkpoint)
     raise ConfigError(
         f"{file}: the dimensions of {name} are not known and no checkpoint lies at {checkpoint};"
         f" give the folder of its checkpoint, or one of {', '.join(MODELS)}"
     )
+
+
+def _read_card(file: Path) -> Mapping[str, Any]:
+    try:
+        card = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: bytes, dates
+        raise ConfigError(f"{file}: cannot be read as YAML in UTF-8 ({error})") from error
+    if not isinstance(card, Mapping):
+        raise ConfigError(f"{file}: expected a mapping with the model's name and checkpoint")
+    return card
+
+
+def _text(file: Path, fields: Mapping[str, Any], field: str, default: str | None = None) -> str:
+    """A field of a model file that must hold text, or ``default`` where it is absent."""
+    value = fields.get(field, default)
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{file}: {field} is {value!r}; it must be a text that is not empty")
+    return value
 
 
 def _of_directory(name: str) -> ModelSpec:

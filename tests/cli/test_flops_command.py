@@ -178,6 +178,26 @@ def test_an_unknown_model_lists_what_there_is(model, says, capsys):
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"name: x\nexport: foo\n", "export is 'foo'; it must be a mapping"),
+        (b"name: x\nexport:\n  checkpoint:\n", "checkpoint is None; it must be a text"),
+        (b"name: x\ncheckpoint: [a]\n", "checkpoint is ['a']; it must be a text"),
+        (b"family: llava\n", "checkpoint is None; it must be a text"),
+        (b"name:\ncheckpoint: a\n", "name is None; it must be a text"),
+        ("name: caf\u00e9\n".encode("latin-1"), "cannot be read as YAML in UTF-8"),
+        (b"name: 2026-13-41\n", "cannot be read as YAML in UTF-8"),
+        (b"- name\n", "expected a mapping"),
+    ],
+)
+def test_a_damaged_model_file_names_the_field(tmp_path, capsys, content, says):
+    file = tmp_path / "model.yaml"
+    file.write_bytes(content)
+    assert main(["flops", str(file)]) == 2
+    assert f"edge-atp flops: {file}: {says}" in capsys.readouterr().err
+
+
 def test_the_engines_shares_differ_from_the_papers():
     model = with_visual_tokens(named("llava-1.5-7b"), 256)
     counted, done = (relative_prefill(model, 150, 64, c) for c in ("papers", "engine"))
