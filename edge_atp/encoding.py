@@ -12,9 +12,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_atp.frame_reuse import FrameMemory
-from edge_atp.preprocess import Preprocessor
 from edge_atp.pruning.base import InModelPruner
 from edge_atp.runtime.engine import Engine
 from edge_atp.runtime.in_model import InModelRunner
@@ -38,6 +38,8 @@ class VisionCut:
 
 
 EXPORTED_CUT = VisionCut()
+
+Preprocess = Callable[[NDArray[np.uint8]], tuple[Float, SourceRegion]]
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,14 @@ class FrameEncoder:
 
     Args:
         engine: a loaded model.
-        preprocess: image -> pixel_values and the region they cover.
+        preprocess: image -> pixel_values and the region they cover (``Preprocessor``). An
+            attribute that may be replaced: each ``encode`` calls what is there then.
         frame_tolerance: see ``FrameMemory``.
     """
 
-    def __init__(self, engine: Engine, preprocess: Preprocessor, frame_tolerance: float) -> None:
+    def __init__(self, engine: Engine, preprocess: Preprocess, frame_tolerance: float) -> None:
         self._engine = engine
-        self._preprocess = preprocess
+        self.preprocess = preprocess
         self._pieces = InModelRunner(engine)
         self._frames: FrameMemory[Encoding] = FrameMemory(frame_tolerance)
         outputs = engine.directory.manifest.graph("vision").outputs
@@ -117,7 +120,7 @@ class FrameEncoder:
         if last is not None and self.serves(last, optional, cut):
             clock.lap("preprocess")
             return replace(last, frame=frame, reused=True)
-        pixel_values, region = self._preprocess(frame.image)
+        pixel_values, region = self.preprocess(frame.image)
         clock.lap("preprocess")
         pruned = None
         if cut is None:

@@ -123,13 +123,14 @@ class TimedPipeline(Pipeline):
     def __init__(self, engine: Engine, directory: ModelDirectory, config: PipelineConfig) -> None:
         self.watch = Stopwatch()
         super().__init__(cast(Engine, _TimedEngine(engine, self.watch)), directory, config)
-        preprocess = self.preprocess
+        # The encoder's, not the pipeline's own: it is the encoder that calls it.
+        preprocess = self._encoder.preprocess
 
         def timed(image: Any) -> Any:
             with self.watch.stage("preprocess"):
                 return preprocess(image)
 
-        self.preprocess = timed  # type: ignore[assignment]
+        self._encoder.preprocess = timed
 
     def select(self, *args: Any, **options: Any) -> Any:
         """Score and choose, booked as a stage."""

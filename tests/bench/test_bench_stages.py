@@ -35,6 +35,22 @@ def test_stages_add_up_to_the_whole_answer(timed_pipeline):
         assert run.compared_wall_ms == pytest.approx(run.wall_ms - run.stages_ms["preprocess"])
 
 
+def test_every_stage_is_timed_where_it_runs(timed_pipeline, monkeypatch):
+    opened = []
+    stage = Stopwatch.stage
+
+    def note(watch, name):
+        opened.append(name)
+        return stage(watch, name)
+
+    monkeypatch.setattr(Stopwatch, "stage", note)
+    contender(timed_pipeline, Arm("atp", 64)).answer(BUILT_IN[0], 0)
+    assert opened[:2] == ["preprocess", "vision"]
+    # Decoding goes on inside the call that prefills; "other" is what no call opened.
+    assert set(opened) == set(STAGES) - {"decode", "other"}
+    assert opened.count("preprocess") == 1
+
+
 def test_only_methods_that_read_the_question_pay_for_its_encoder(timed_pipeline):
     def text_ms(arm, **options):
         return contender(timed_pipeline, arm, **options).answer(BUILT_IN[0], 0).stages_ms["text"]
