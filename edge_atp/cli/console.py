@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from rich.console import Console
 
-if TYPE_CHECKING:  # `flops` prints without an engine
-    from edge_atp.runtime.engine import Engine
+from edge_atp.runtime.engine import Engine
 
 _FILE_WIDTH = 140
 

@@ -31,6 +31,7 @@ from typing import Any
 import yaml
 
 from edge_atp import pruning
+from edge_atp.bench.dimensions import model_spec
 from edge_atp.cli.arguments import DEFAULT_MODEL, add_json, parse_integers, parse_names
 from edge_atp.cli.console import table_console
 from edge_atp.cli.flops_tables import print_details, print_shares
@@ -45,6 +46,8 @@ from edge_atp.flops import (
     table,
     with_visual_tokens,
 )
+from edge_atp.runtime.find_model import find_model, shipped_models
+from edge_atp.runtime.manifest import FILE_NAME, read_manifest
 
 _CONFIG = "config.json"
 # Folders named for what they hold: the model's name is the one of the folder around them.
@@ -220,11 +223,6 @@ def _text(file: Path, fields: Mapping[str, Any], field: str, default: str | None
 
 def _of_directory(name: str) -> ModelSpec:
     """The model of a model directory, or of a shipped model, as its engine runs it."""
-    # Here: nothing else needs a runtime.
-    from edge_atp.bench.dimensions import model_spec
-    from edge_atp.runtime.find_model import find_model, shipped_models
-    from edge_atp.runtime.manifest import FILE_NAME, read_manifest
-
     try:
         found = find_model(name)
     except ArtifactError as error:
