@@ -189,3 +189,14 @@ def test_open_clip_models_that_cannot_be_read(
     pytest.importorskip("open_clip", reason="needs open_clip_torch")
     with pytest.raises(error, match=why):
         load_text_tower(f"open_clip:{name}")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_damaged_open_clip_weights_are_an_error_that_names_them(
+    tmp_path: Path, suffix: str
+) -> None:
+    pytest.importorskip("open_clip", reason="needs open_clip_torch")
+    weights = tmp_path / f"weights{suffix}"
+    weights.write_bytes(b"no weights")
+    with pytest.raises(ConfigError, match=rf"with weights '{weights}'"):
+        load_text_tower(f"open_clip:ViT-B-32/{weights}")

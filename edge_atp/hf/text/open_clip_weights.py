@@ -35,9 +35,9 @@ def load_open_clip(name: str) -> Any:
     try:
         # weights_only: a pickled checkpoint must not run code.
         model = open_clip.create_model(model_name, pretrained=weights, weights_only=True)
-    except (RuntimeError, OSError) as error:
+    except Exception as error:  # whatever a damaged file makes of its reader
         raise ConfigError(
-            f"open_clip cannot load {model_name!r} with weights {weights!r} ({error}); its tags"
+            f"open_clip cannot load {model_name!r} with weights {weights!r} ({error!r}); its tags"
             f" are: {tags}; or give the path of a downloaded file"
         ) from error
     return model.eval()
