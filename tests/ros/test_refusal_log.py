@@ -128,3 +128,16 @@ def test_what_nobody_foresaw_is_logged_with_its_traceback(refusals):
     assert line.startswith("query_id=q0")
     assert "ZeroDivisionError: division by zero" in line
     assert "Traceback" in line
+
+
+def test_where_no_thread_is_to_be_had_every_line_is_written():
+    lines = Lines()
+
+    def no_thread(seconds: float, call: Callable[[], None]) -> Callable[[], None]:
+        raise RuntimeError("can't start new thread")
+
+    log = RefusalLog(lines, no_thread)
+    for query_id in ("a", "b"):
+        message = Answer(query_id=query_id, status=Answer.STATUS_ERROR)
+        log.write(Question(Query("?", query_id=query_id), ("c",), 0.0), RejectedError("?"), message)
+    assert [read_line(line) for line in lines.warnings] == [("a", 0), ("b", 0)]

@@ -86,7 +86,10 @@ class RefusalLog:
         self._write(log_line(message))
 
     def _begin_period(self) -> None:
-        self._call_off = self._later(_FLOOD_PERIOD_S, self._end_period)
+        try:
+            self._call_off = self._later(_FLOOD_PERIOD_S, self._end_period)
+        except RuntimeError:  # no thread to be had: lines are not held back, and no answer waits
+            self._call_off = None
 
     def _end_period(self) -> None:
         with self._lock:
