@@ -65,16 +65,18 @@ def mass_to_tokens(score_mass: float, scores: Array) -> int:
 
     Args:
         score_mass: share in (0, 1].
-        scores: (N,) importance of any sign; shifted so that the smallest is 0.
+        scores: (N,) importance of any sign; shifted so that none is below 0.
     Returns:
-        K in [1, N]; that of equal scores where all of them shift to 0.
+        K in [1, N]; for a share of 1 all tokens with a score above 0, and for scores that are all 0
+        that of equal ones.
     """
     values = np.sort(np.asarray(scores, dtype=np.float64))[::-1]
     values = values - min(values[-1], 0.0)
     if values[0] == 0.0:
         values = np.ones_like(values)
-    # A float32 share off the wire (0.6 -> 0.60000002) must not ask for one token more, nor the
-    # last element miss 1.0 by rounding; a share of 1 means every token with score > 0.
+    if score_mass >= 1.0:
+        return int(np.count_nonzero(values))
+    # A float32 share off the wire (0.6 -> 0.60000002) must not ask for one token more.
     reached = np.cumsum(values) / values.sum() >= score_mass - MASS_TOLERANCE
     return int(np.argmax(reached)) + 1
 

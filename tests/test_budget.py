@@ -33,6 +33,7 @@ def test_ratio_rounds_half_up_and_keeps_at_least_one(ratio, patches, kept):
         (0.4, [4, 3, 2, 1], 1),
         (1.0, [4, 3, 2, 1], 4),
         (1.0, [4, 3, 0, 0], 2),  # zeros add nothing
+        (1.0, [1, 1, 1e-8, 0], 3),  # and everything else does
         (0.5, [-1, -1, 3, 1], 1),  # shifted to 0, 0, 4, 2
         (0.5, [0, 0, 0, 0], 2),
         (0.45, [0, 0, 0, 0, 0], 3),  # equal scores, whatever they are: 2 of 5 are too few
