@@ -203,7 +203,8 @@ class Pipeline:
 
         That is ``cut`` of ``encode``: an encoding of any other kind is made anew for the question.
         Raises:
-            InvalidQueryError: see ``check``.
+            ConfigError: the method is unknown or does not run on this model.
+            InvalidQueryError: its budget does not go with it.
         """
         return self._methods.wanted_cuts(self._budgets(query, num_images))
 

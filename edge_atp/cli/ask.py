@@ -128,9 +128,10 @@ def run(args: argparse.Namespace) -> int:
         )
     )
     try:
+        pipeline.check(query, len(frames))
         # Before the clock starts: a robot's node has them open, too.
         pipeline.open_graphs(pipeline.wants_cut(query, len(frames)))
-        engine = engine_line(pipeline.engine)
+        engine = escape(engine_line(pipeline.engine))
         for number, text in enumerate([args.question, *args.then]):
             answer = pipeline.answer(replace(query, text=text), [] if number else frames)
             if args.overlay and not number:

@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         pipeline.close()
     write_sheet(dense, rows, args.question, args.out)
     _print(console, dense, rows)
-    console.print(f"[dim]{engine_line(pipeline.engine)}[/dim]")
+    console.print(f"[dim]{escape(engine_line(pipeline.engine))}[/dim]")
     console.print(f"[dim]sheet: {args.out}[/dim]")
     return 0
 

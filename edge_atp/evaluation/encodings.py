@@ -28,7 +28,7 @@ class ImageEncodings:
         now or before.
 
         Raises:
-            InvalidQueryError: see ``Pipeline.check``.
+            ConfigError, InvalidQueryError: see ``Pipeline.wants_cut``.
         """
         (cut,) = self._pipeline.wants_cut(query, 1)
         if cut not in self._made:
