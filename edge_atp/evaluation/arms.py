@@ -121,11 +121,17 @@ def plan_arms(
         own = [keep for keep in budgets if keep <= most] if takes_budget(method) else [0]
         if budgets and not own:
             raise ConfigError(
-                f"--keep has {', '.join(map(str, budgets))}; the encoder's cut leaves {most} tokens"
-                f" for {method}: add a budget of at most {most}, or leave {method} out"
+                f"{above_cut(method, budgets, most)}: add a budget of at most {most}, or leave"
+                f" {method} out"
             )
         arms += [Arm(method, keep) for keep in own]
     return tuple(arms)
+
+
+def above_cut(method: str, keeps: Sequence[int], most: int) -> str:
+    """What is wrong with budgets above what the encoder's cut leaves to a method."""
+    given = ", ".join(map(str, keeps))
+    return f"--keep has {given}; the encoder's cut leaves {most} tokens for {method}"
 
 
 def _require_runs(method: str, manifest: Manifest | None) -> None:

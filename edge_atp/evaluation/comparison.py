@@ -15,7 +15,7 @@ from typing import Any
 
 from edge_atp.errors import ConfigError
 from edge_atp.evaluation.answers import normalise_answer
-from edge_atp.evaluation.arms import Arm, arm_of, dense_arm, plan_arms
+from edge_atp.evaluation.arms import Arm, above_cut, arm_of, dense_arm, plan_arms
 from edge_atp.evaluation.encodings import ImageEncodings
 from edge_atp.evaluation.figures import new_figure, printable, save
 from edge_atp.mask import overlay
@@ -54,9 +54,8 @@ def check_sheet(methods: Sequence[str], keeps: Sequence[int], manifest: Manifest
         most = most_kept(method, manifest)
         if above := [keep for keep in keeps if keep > most]:
             raise ConfigError(
-                f"--keep has {', '.join(map(str, above))}; the encoder's cut leaves {most} tokens"
-                f" for {method}: a sheet has every method at every budget, so give budgets of at"
-                f" most {most}, or leave {method} out"
+                f"{above_cut(method, above, most)}: a sheet has every method at every budget, so"
+                f" give budgets of at most {most}, or leave {method} out"
             )
 
 

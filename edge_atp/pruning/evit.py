@@ -14,9 +14,9 @@ from typing import ClassVar
 
 from array_api_compat import array_namespace
 
-from edge_atp.errors import ConfigError, ShapeError
+from edge_atp.errors import ConfigError
 from edge_atp.pruning.base import InModelPruner
-from edge_atp.pruning.ops import as_float32, best, head_mean
+from edge_atp.pruning.ops import as_float32, best, head_mean, require_in_range
 from edge_atp.pruning.schedule import Schedule, Stage, constant_ratio
 from edge_atp.types import Array
 
@@ -52,8 +52,7 @@ def split(cls_attention: Array, num_kept: int) -> Split:
     """
     scores = head_mean(cls_attention)
     xp = array_namespace(scores)
-    if not 1 <= num_kept <= scores.shape[0]:
-        raise ShapeError(f"num_kept is {num_kept}; it must be in [1, {scores.shape[0]}]")
+    require_in_range(num_kept, scores.shape[0])
     ranking = best("cls_attention", scores, scores.shape[0])
     return Split(xp.sort(ranking[:num_kept]), xp.sort(ranking[num_kept:]), scores)
 

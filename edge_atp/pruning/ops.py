@@ -103,10 +103,15 @@ def best(name: str, scores: Array, num_kept: int) -> Array:
     Raises:
         ShapeError: K is out of [1, N], or a score is not finite; ``name`` is what it comes from.
     """
-    if not 1 <= num_kept <= scores.shape[0]:
-        raise ShapeError(f"num_kept is {num_kept}; it must be in [1, {scores.shape[0]}]")
+    require_in_range(num_kept, scores.shape[0])
     require_finite(name, scores)
     return top_k(scores, num_kept)
+
+
+def require_in_range(num_kept: int, num: int) -> None:
+    """Refuse a K out of [1, N]."""
+    if not 1 <= num_kept <= num:
+        raise ShapeError(f"num_kept is {num_kept}; it must be in [1, {num}]")
 
 
 def min_max(scores: Array) -> Array:
@@ -131,7 +136,7 @@ def require_finite(name: str, values: Array) -> float:
     lowest = float(xp.min(values))
     # NaN propagates through min and max and fails the comparison.
     if not float("-inf") < lowest <= float(xp.max(values)) < float("inf"):
-        raise ShapeError(f"{name} contains NaN or infinity; check the encoder's precision")
+        raise ShapeError(f"{name} contains NaN or infinity; check the model's precision")
     return lowest
 
 

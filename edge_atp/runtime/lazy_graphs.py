@@ -24,16 +24,12 @@ class LazyGraphs:
     def open(self, role: str) -> bool:
         """Open a graph unless it is open; returns whether it was not."""
         with self._lock:
-            if role in self._sessions:
-                return False
-            self._sessions[role] = self._open_graph(role)
-            return True
+            return self._open(role)
 
     def get(self, role: str) -> Session:
         """The graph, opened now if it was not."""
         with self._lock:
-            if role not in self._sessions:
-                self._sessions[role] = self._open_graph(role)
+            self._open(role)
             return self._sessions[role]
 
     def close(self) -> None:
@@ -43,3 +39,9 @@ class LazyGraphs:
             self._sessions.clear()
         for session in sessions:
             session.close()
+
+    def _open(self, role: str) -> bool:
+        if role in self._sessions:
+            return False
+        self._sessions[role] = self._open_graph(role)
+        return True
