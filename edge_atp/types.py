@@ -183,8 +183,9 @@ class StageTimes:
     """Seconds spent on one answer.
 
     total = queue_wait + preprocess + vision_encode + prune + prefill + decode; the stages are
-    timed back to back, so they add up. ``prune`` includes the text embedding, scoring and
-    selection; ``prefill`` includes tokenisation and projection of the kept tokens. ``first_token``
+    timed back to back, so they add up. ``queue_wait`` includes the opening of graphs that the first
+    question of a kind needs; ``prune`` the text embedding, scoring and selection, and a choice
+    inside the encoder; ``prefill`` tokenisation and projection of the kept tokens. ``first_token``
     counts from acceptance to the first token; ``frame_age`` is the age of the frame when work on
     it began. The last two are not part of the sum.
     """
