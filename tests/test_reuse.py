@@ -149,6 +149,34 @@ def test_what_is_used_stays_while_others_come_and_go():
     assert memory.recall(still, 99) == "99"
 
 
+def test_as_many_cameras_as_are_held_keep_several_kinds_each():
+    memory = FrameMemory(0.0)
+    image = np.zeros((16, 16, 3), np.uint8)
+    held = [(Frame(image, camera=f"camera{n}"), kind) for n in range(32) for kind in range(4)]
+    for frame, kind in held:
+        memory.remember(frame, (frame.camera, kind), kind)
+    for frame, kind in held:
+        assert memory.recall(frame, kind) == (frame.camera, kind)
+    assert memory.recall(held[0][0], 0)  # so camera1 is the one that was used longest ago
+    memory.remember(Frame(image, camera="one more"), "new", 0)
+    gone = {frame.camera for frame, kind in held if memory.recall(frame, kind) is None}
+    assert gone == {"camera1"}
+
+
+def test_a_budget_that_varies_drives_out_no_other_camera():
+    memory = FrameMemory(0.0)
+    image = np.zeros((16, 16, 3), np.uint8)
+    others = [Frame(image, camera=f"camera{n}") for n in range(31)]
+    varied = Frame(image, camera="varied")
+    for frame in others:
+        memory.remember(frame, frame.camera)
+    for budget in range(100):
+        memory.remember(varied, budget, budget)
+    assert [memory.recall(frame) for frame in others] == [frame.camera for frame in others]
+    kept = [memory.recall(varied, budget) for budget in range(100)]
+    assert kept == [None] * 96 + [96, 97, 98, 99]
+
+
 def test_bad_tolerance_is_named():
     with pytest.raises(ConfigError, match=r"frame_tolerance is -0.5; use -1"):
         PipelineConfig(frame_tolerance=-0.5)
