@@ -8,7 +8,7 @@ from typing import Any
 from edge_atp.errors import ConfigError
 from edge_atp.flops.count import layer_flops
 from edge_atp.flops.models import ModelSpec
-from edge_atp.pruning import Pruner, load
+from edge_atp.pruning import load
 from edge_atp.pruning.base import InModelPruner
 from edge_atp.pruning.schedule import Schedule
 
@@ -66,7 +66,7 @@ def make_plan(
     # A method that compares projected tokens projects all of them.
     projected = total if "image_embeds" in needed else num_kept
     selection = _selection_flops(model, needed, num_kept, text_tokens)
-    left = num_kept + _added(pruner, total - num_kept)
+    left = num_kept + pruner.added(total - num_kept)
     projected = max(projected, left)
     return Plan((), projected, (left,) * layers, selection, "text_embed" in needed)
 
@@ -77,7 +77,7 @@ def _in_llm_plan(
     total, width = model.visual_tokens, model.llm.width
     cuts = pruner.schedule(total, num_kept)
     _require_depth(pruner, cuts, model.llm.layers - 1, "LLM")
-    tokens = _tokens_per_layer(pruner, cuts, model.llm.layers, total)
+    tokens = cuts.tokens_per_layer(model.llm.layers, total, pruner.added)
     scoring = 0.0
     for layer in cuts.layers:
         seen = tokens[layer - 1]
@@ -91,7 +91,7 @@ def _in_encoder_plan(model: ModelSpec, pruner: InModelPruner, num_kept: int | No
     cuts = pruner.schedule(tile, _per_tile(model, num_kept))
     _require_depth(pruner, cuts, layers - 1, "ViT")
     # These methods cut between attention and MLP.
-    after = _tokens_per_layer(pruner, cuts, layers, tile)
+    after = cuts.tokens_per_layer(layers, tile, pruner.added)
     before = [tile, *after[:-1]]
     left = after[-1] * model.tiles // model.merge
     scoring = sum(
@@ -120,25 +120,6 @@ def _two_stage_plan(model: ModelSpec, pruner: Any, num_kept: int | None, text_to
         scoring += 2.0 * length**2 * model.llm.width + layer_flops(model.llm, 1, 1, causal=False)
     pairs = tuple((n, n) for n in encoder)
     return Plan(pairs, left, tuple(llm), scoring, text_tower=True)
-
-
-def _tokens_per_layer(
-    pruner: InModelPruner, cuts: Schedule, num_layers: int, num_tokens: int
-) -> list[int]:
-    """Tokens that each layer sees, those included that a cut makes of what it drops."""
-    tokens, current = [], num_tokens
-    for layer in range(num_layers):
-        stage = cuts.at(layer)
-        if stage and stage.num_kept < current:
-            current = stage.num_kept + _added(pruner, current - stage.num_kept)
-        tokens.append(current)
-    return tokens
-
-
-def _added(pruner: Pruner, num_dropped: int) -> int:
-    """Tokens that a method makes of those it drops, on top of the kept ones."""
-    added = getattr(pruner, "added", None)
-    return 0 if added is None else int(added(num_dropped))
 
 
 def _exposed(group: tuple[str, ...]) -> str:

@@ -121,6 +121,15 @@ class Pruner(ABC):
         """The method's name: its module's."""
         return type(self).__module__.rsplit(".", 1)[-1]
 
+    def added(self, num_dropped: int) -> int:
+        """Tokens that the method makes of ``num_dropped`` dropped ones, on top of the kept ones.
+
+        Returns:
+            0: most methods drop without a trace.
+        """
+        del num_dropped
+        return 0
+
     def missing(self, *names: str) -> str:
         """The message where none of the signals ``names`` is there: what to enable."""
         which, exposed = " or ".join(names), "exposed neither" if len(names) > 1 else ""

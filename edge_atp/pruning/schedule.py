@@ -7,7 +7,7 @@ longer sequence. Knows nothing of how the tokens are ranked.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edge_atp.errors import ConfigError
@@ -59,12 +59,21 @@ class Schedule:
         """The cut before ``layer``, if there is one."""
         return next((stage for stage in self.stages if stage.layer == layer), None)
 
-    def tokens_per_layer(self, num_layers: int, num_tokens: int) -> list[int]:
-        """Visual tokens each of ``num_layers`` layers sees, starting from ``num_tokens``."""
+    def tokens_per_layer(
+        self, num_layers: int, num_tokens: int, added: Callable[[int], int] | None = None
+    ) -> list[int]:
+        """Visual tokens each of ``num_layers`` layers sees, starting from ``num_tokens``.
+
+        Args:
+            added: number of dropped tokens -> tokens that a cut makes of them, on top of the kept
+                ones (``Pruner.added``); None where it makes none.
+        """
         tokens, current = [], num_tokens
         for layer in range(num_layers):
             stage = self.at(layer)
-            current = min(current, stage.num_kept) if stage else current
+            if stage and stage.num_kept < current:
+                made = added(current - stage.num_kept) if added else 0
+                current = stage.num_kept + made
             tokens.append(current)
         return tokens
 

@@ -21,6 +21,15 @@ def test_tokens_per_layer_fall_at_each_stage() -> None:
     assert schedule.at(3) is None
 
 
+def test_tokens_made_of_dropped_ones_come_on_top_and_are_cut_again() -> None:
+    schedule = Schedule((Stage(1, 6), Stage(2, 6), Stage(3, 2)))
+    halves = schedule.tokens_per_layer(4, 10, added=lambda dropped: dropped // 2)
+    # 10 -> 6 + 4 // 2; 8 -> 6 + 2 // 2; 7 -> 2 + 5 // 2.
+    assert halves == [10, 8, 7, 4]
+    # Where a stage drops nothing, it makes nothing.
+    assert schedule.tokens_per_layer(4, 2, added=lambda dropped: dropped + 1) == [2, 2, 2, 2]
+
+
 def test_ratios_are_of_the_original_tokens_and_floored() -> None:
     assert from_ratios((8, 16, 24), (0.5, 0.25, 0.125), 577).counts == (288, 144, 72)
     assert from_ratios((0,), (0.3,), 10).counts == (3,)
