@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edge_atp.pruning import evit, tome
 from edge_atp.pruning.schedule import Schedule, Stage
-from edge_atp.runtime.cut_encoder import CutEncoder, has_cut
+from edge_atp.runtime.cut_encoder import has_cut
 from edge_atp.runtime.engine import Engine
 from export.gates import BOUNDARY_GAP, Measurements, jaccard_distance, relative_l2
 from export.reference import Reference
@@ -94,30 +94,26 @@ def compare_cut(
     Args:
         images: (1, 3, size, size) each.
     """
-    manifest = engine.directory.manifest
-    if not has_cut(manifest):
+    if not has_cut(engine.directory.manifest):
         return
-    encoder = CutEncoder(engine.open_graph, manifest)
+    encoder = engine.cut_encoder
     schedule = Schedule(tuple(Stage(layer, kept) for layer, kept in encoder.cuts))
     distances, disjoint = [], 0
-    try:
-        for pixels in images:
-            ours = encoder.encode(pixels)
-            features, attention, place, gap = encode_with_cuts(reference, pixels, schedule)
-            assert ours.place is not None  # what ``CutEncoder`` is for
-            if gap >= BOUNDARY_GAP:
-                distances.append(jaccard_distance(ours.place, place))
-            _, mine, theirs = np.intersect1d(ours.place, place, return_indices=True)
-            if not len(mine):
-                # Nothing to compare row by row; no fault where rounding may have chosen.
-                disjoint += gap >= BOUNDARY_GAP
-                continue
-            error = relative_l2(ours.patch_features[mine], features[theirs])
-            measured.add("cut_features_relative_l2", error)
-            error = float(np.abs(ours.cls_attention[mine] - attention[theirs]).max())
-            measured.add("cut_cls_attention_max_abs", error)
-    finally:
-        encoder.close()
+    for pixels in images:
+        ours = encoder.encode(pixels)
+        features, attention, place, gap = encode_with_cuts(reference, pixels, schedule)
+        assert ours.place is not None  # what this encoder is for
+        if gap >= BOUNDARY_GAP:
+            distances.append(jaccard_distance(ours.place, place))
+        _, mine, theirs = np.intersect1d(ours.place, place, return_indices=True)
+        if not len(mine):
+            # Nothing to compare row by row; no fault where rounding may have chosen.
+            disjoint += gap >= BOUNDARY_GAP
+            continue
+        error = relative_l2(ours.patch_features[mine], features[theirs])
+        measured.add("cut_features_relative_l2", error)
+        error = float(np.abs(ours.cls_attention[mine] - attention[theirs]).max())
+        measured.add("cut_cls_attention_max_abs", error)
     if distances:
         measured.add("cut_jaccard_distance", float(np.mean(distances)))
     if disjoint:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from edge_atp.pruning.schedule import Schedule
 from edge_atp.runtime.engine import Engine
 from edge_atp.runtime.in_vit.base import EncoderRule, GroupView, PatchTokens
-from edge_atp.runtime.in_vit.encoder import GroupedEncoder
 from export.gates import Measurements, relative_l2
 
 Float = NDArray[np.float32]
@@ -49,17 +48,14 @@ def compare_groups(
     vision = engine.directory.manifest.vision
     if not vision.group_layers:
         return
-    encoder = GroupedEncoder(engine.open_graph, vision)
-    try:
-        for pixels in images:
-            whole, watch = engine.encode_image(pixels), _Watch(None, vision, None)
-            pieces = encoder.encode(pixels, watch)
-            error = relative_l2(pieces.patch_features, whole.patch_features)
-            measured.add("groups_relative_l2", error)
-            error = float(np.abs(watch.cls_attention - whole.cls_attention).max())
-            measured.add("groups_cls_attention_max_abs", error)
-            if reference_cls:
-                error = relative_l2(encoder.cls_embed(pieces), reference_cls(pixels))
-                measured.add("cls_embed_relative_l2", error)
-    finally:
-        encoder.close()
+    encoder = engine.grouped_encoder
+    for pixels in images:
+        whole, watch = engine.encode_image(pixels), _Watch(None, vision, None)
+        pieces = encoder.encode(pixels, watch)
+        error = relative_l2(pieces.patch_features, whole.patch_features)
+        measured.add("groups_relative_l2", error)
+        error = float(np.abs(watch.cls_attention - whole.cls_attention).max())
+        measured.add("groups_cls_attention_max_abs", error)
+        if reference_cls:
+            error = relative_l2(encoder.cls_embed(pieces), reference_cls(pixels))
+            measured.add("cls_embed_relative_l2", error)
