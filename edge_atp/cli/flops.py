@@ -251,7 +251,9 @@ def _config(folder: Path) -> dict[str, Any]:
         content = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder / _CONFIG}: cannot be read ({error})") from error
-    return dict(content)
+    if not isinstance(content, dict):
+        raise ConfigError(f"{folder / _CONFIG}: expected an object, a checkpoint's configuration")
+    return content
 
 
 def _budgets(text: str, model: ModelSpec) -> list[int]:

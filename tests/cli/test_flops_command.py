@@ -198,6 +198,12 @@ def test_a_damaged_model_file_names_the_field(tmp_path, capsys, content, says):
     assert f"edge-atp flops: {file}: {says}" in capsys.readouterr().err
 
 
+def test_a_damaged_config_is_named(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("[1]")
+    assert main(["flops", str(tmp_path)]) == 2
+    assert f"{tmp_path / 'config.json'}: expected an object" in capsys.readouterr().err
+
+
 def test_the_engines_shares_differ_from_the_papers():
     model = with_visual_tokens(named("llava-1.5-7b"), 256)
     counted, done = (relative_prefill(model, 150, 64, c) for c in ("papers", "engine"))
