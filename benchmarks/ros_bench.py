@@ -24,14 +24,17 @@ import rclpy
 from builtin_interfaces.msg import Time
 from lifecycle_msgs.srv import ChangeState
 from numpy.typing import NDArray
+from rclpy.client import Client
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.task import Future
 from sensor_msgs.msg import Image
 
 NODE = "/vlm_node"
 _VLM_NODE = ("-m", "edge_atp_ros.vlm_node")
 _PATIENCE_S = 240.0
+_ASK_AGAIN_S = 5.0
 
 
 class VlmProcess:
@@ -155,11 +158,37 @@ def call(node: Node, kind: Any, name: str, request: Any) -> Any:
     client = node.create_client(kind, f"{NODE}/{name}")
     try:
         wait_until(client.service_is_ready, f"service {name}")
-        future = client.call_async(request)
-        wait_until(future.done, f"answer of service {name}")
-        return future.result()
+        return ask_until_answered(client, request, _wait_for)
     finally:
         node.destroy_client(client)
+
+
+def ask_until_answered(
+    client: Client, request: Any, wait: Callable[[Future, float], object]
+) -> Any:
+    """Call a service that this side has matched, again while no response comes.
+
+    The other side matches a moment later; until then requests and responses are lost.
+
+    Args:
+        wait: waits for a future, so many seconds at most.
+    Raises:
+        RuntimeError: there is no response.
+    """
+    end_s = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < end_s:
+        future = client.call_async(request)
+        wait(future, _ASK_AGAIN_S)
+        if future.done():
+            return future.result()
+        client.remove_pending_request(future)
+    raise RuntimeError(f"timeout after {_PATIENCE_S:g} s: response of {client.srv_name}")
+
+
+def _wait_for(future: Future, seconds: float) -> None:
+    end_s = time.monotonic() + seconds
+    while not future.done() and time.monotonic() < end_s:
+        time.sleep(0.005)
 
 
 def change_state(node: Node, transition: int) -> None:

@@ -31,7 +31,13 @@ from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.service import Service
 
-from benchmarks.ros_bench import NODE, spinning, use_own_domain, wait_until
+from benchmarks.ros_bench import (
+    NODE,
+    ask_until_answered,
+    spinning,
+    use_own_domain,
+    wait_until,
+)
 
 _NAME = "list_queries"
 _BARE = "/bare"
@@ -150,6 +156,11 @@ def be_caller(path: Path) -> None:
     clients = [node.create_client(ListQueries, name) for name in names]
     for client, name in zip(clients, names, strict=True):
         wait_until(client.service_is_ready, name)
+        ask_until_answered(
+            client,
+            ListQueries.Request(),
+            lambda future, seconds: executor.spin_until_future_complete(future, seconds),
+        )
     # Collected between the calls, so that no pause of this process is taken for the node's; what is
     # there already is left alone, so that it takes no time.
     gc.disable()
