@@ -139,7 +139,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     """The ``export:`` section of a model file, or its general fields where it has none."""
     try:
         card = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: not UTF-8
         raise ConfigError(f"{path} cannot be read ({error})") from error
     if not isinstance(card, dict):
         raise ConfigError(f"{path} holds no mapping")
