@@ -140,6 +140,21 @@ def spinning(name: str) -> Iterator[Node]:
         rclpy.shutdown(context=context)
 
 
+def end_on_sigterm() -> None:
+    """Let SIGTERM unwind this process: one that is just killed leaves its 68 MB in /dev/shm."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+
+
+def end_process(process: subprocess.Popen[bytes]) -> None:
+    """End a process of a benchmark, gently first."""
+    process.terminate()
+    try:
+        process.wait(10.0)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 def wait_until(holds: Callable[[], Any], what: str, patience_s: float = _PATIENCE_S) -> None:
     """Wait for a condition.
 

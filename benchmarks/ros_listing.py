@@ -34,6 +34,8 @@ from rclpy.service import Service
 from benchmarks.ros_bench import (
     NODE,
     ask_until_answered,
+    end_on_sigterm,
+    end_process,
     spinning,
     use_own_domain,
     wait_until,
@@ -85,8 +87,7 @@ class Lister:
 
     def __exit__(self, *_error: object) -> None:
         for process in self._processes:
-            process.terminate()
-            process.wait()
+            end_process(process)
 
     def begun(self) -> bool:
         """Whether the first calls have been answered."""
@@ -166,13 +167,18 @@ def be_caller(path: Path) -> None:
     gc.disable()
     gc.freeze()
     due_s = time.perf_counter()
-    with path.open("w") as file:
-        while True:
-            file.write(" ".join(f"{_call_ms(executor, client):.3f}" for client in clients) + "\n")
-            file.flush()
-            gc.collect()
-            due_s = max(due_s + _PERIOD_S, time.perf_counter())
-            time.sleep(max(0.0, due_s - time.perf_counter()))
+    try:
+        with path.open("w") as file:
+            while True:
+                rows = (f"{_call_ms(executor, client):.3f}" for client in clients)
+                file.write(" ".join(rows) + "\n")
+                file.flush()
+                gc.collect()
+                due_s = max(due_s + _PERIOD_S, time.perf_counter())
+                time.sleep(max(0.0, due_s - time.perf_counter()))
+    finally:
+        node.destroy_node()
+        rclpy.shutdown(context=context)
 
 
 def _call_ms(executor: SingleThreadedExecutor, client: Client) -> float:
@@ -192,6 +198,7 @@ def main(arguments: Sequence[str]) -> int:
         note_times(path)
         return vlm_node.main()
     use_own_domain()
+    end_on_sigterm()
     if kind == "bare":
         note_times(path)
         be_bare()

@@ -43,6 +43,8 @@ from sensor_msgs.msg import Image
 from benchmarks.ros_bench import (
     VlmProcess,
     call,
+    end_on_sigterm,
+    end_process,
     make_image,
     picture,
     spinning,
@@ -195,8 +197,7 @@ def _cameras(rate_hz: float) -> Iterator[None]:
     try:
         yield
     finally:
-        publisher.terminate()
-        publisher.wait()
+        end_process(publisher)
 
 
 def _hold_standing(node: Node) -> None:
@@ -312,6 +313,7 @@ def main() -> int:
     chosen = parser.parse_args()
     use_own_domain()
     if chosen.be_cameras:
+        end_on_sigterm()
         be_cameras(chosen.be_cameras)
     questions = chosen.questions or (10_000 if math.isinf(chosen.accepted) else math.inf)
     report = run(
